@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with python3 and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN    := .venv/bin
+# uv does not read pip's find-links by itself.
+UV     := UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q -c constraints.txt
+
+.PHONY: install demo test test-slow lint format clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(UV) -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(UV) -e '.[test]'
+	@touch $@
+
+# The main job on embedded defaults: submit, watch it run, look at what came out, read it in Python.
+demo: .venv/.installed
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+# Proofs that take minutes.
+test-slow: .venv/.installed-test
+	$(BIN)/pytest -m slow
+
+format: .venv/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
