@@ -1,0 +1,53 @@
+"""How to sample and in what batches. Knows no model.
+
+Both batch sizes count rows: one prompt, one sample. They change speed and memory, never which tokens are drawn.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class GenerationConfig:
+    """Sampling and batching parameters; `ValueError` with one sentence if a value is out of range.
+
+    `deterministic` decodes and scores one row at a time: a row's arithmetic then depends on that row alone, and its
+    tokens are the same bit for bit whatever the batch sizes, order and neighbours. Slow.
+    """
+
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # nucleus mass, in (0, 1]
+    max_new_tokens: int = 200  # 0 gives empty responses
+    do_sample: bool = True  # False is greedy
+    gen_batch_size: int = 32
+    tf_batch_size: int = 64
+    stop_strings: Sequence[str] = ("</answer>",)
+    ignore_eos: bool = False  # decode on through EOS, to max_new_tokens or a stop string
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise `ValueError` naming the first field that is out of range. Fields may be set after construction."""
+        if not (_is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a finite number, 0 or more, not {self.temperature!r}.")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p!r}; 1 keeps every token.")
+        check_count("max_new_tokens", self.max_new_tokens, least=0)
+        check_count("gen_batch_size", self.gen_batch_size)
+        check_count("tf_batch_size", self.tf_batch_size)
+        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
+            raise ValueError(f"stop_strings must be a list of non-empty strings, not {self.stop_strings!r}.")
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """`value` as an int of at least `least`; `ValueError` naming it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}.")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,131 @@
+"""The one definition of p and q, used by the sampler, the scorer and the entropies.
+
+p is the model's own distribution: temperature 1, no truncation. q is the distribution sampled from: temperature
+first, then top-p; a token is kept if the mass of strictly more probable tokens is at most top_p (ties stay together),
+and what is kept is renormalised. Temperature 0 is a point mass at the argmax, the lowest id among equals. All
+arithmetic is float64, results are float32, in nats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sequence_processing import noise
+
+# Rows are worked on in blocks of at most this many logits: 64 MiB for each float64 temporary.
+BLOCK_ELEMENTS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How q follows from p. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The four quantities of n tokens: float32 tensors [n], nats."""
+
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    sampling_logprobs: torch.Tensor
+    sampling_entropies: torch.Tensor
+
+
+def block_rows(vocab_size: int) -> int:
+    """How many rows of logits one block holds."""
+    return max(1, BLOCK_ELEMENTS // vocab_size)
+
+
+def exact(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float64, moved to the CPU where the device has no float64 (Apple's)."""
+    return (logits.cpu() if logits.device.type == "mps" else logits).double()
+
+
+def log_p(logits: torch.Tensor) -> torch.Tensor:
+    """log p for float64 logits [n, V]."""
+    return torch.log_softmax(logits, dim=-1)
+
+
+def log_q(logits: torch.Tensor, policy: Policy) -> torch.Tensor:
+    """log q for float64 logits [n, V]; -inf outside the nucleus."""
+    top = logits.amax(dim=-1, keepdim=True)
+    if policy.temperature == 0:
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        argmax = torch.where(logits == top, ids, ids.numel()).amin(dim=-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, argmax.clamp(max=ids.numel() - 1), 0.0)
+    # Shifted before it is divided: a tiny temperature then sends the rest to -inf instead of everything to inf - inf.
+    scaled = (logits - top) / policy.temperature
+    if policy.top_p == 1:
+        return torch.log_softmax(scaled, dim=-1)
+    ranked = scaled.sort(dim=-1, descending=True).values
+    mass = torch.softmax(ranked, dim=-1)
+    before = mass.cumsum(dim=-1) - mass
+    last = ((before <= policy.top_p).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
+    kept = scaled >= ranked.gather(-1, last)
+    return torch.log_softmax(scaled.masked_fill(~kept, -torch.inf), dim=-1)
+
+
+def entropy(logs: torch.Tensor) -> torch.Tensor:
+    """Shannon entropy of log-probabilities [n, V]; a token of probability 0 adds 0, to the gradient as well."""
+    return -(logs.exp() * logs.masked_fill(logs == -torch.inf, 0.0)).sum(dim=-1)
+
+
+def measure(logits: torch.Tensor, tokens: torch.Tensor, policy: Policy) -> Measured:
+    """The four quantities of `tokens` [n] under `logits` [n, V] of any float type, for one block of rows.
+
+    `logprobs` and `entropies` carry the graph if `logits` do; q is never differentiated.
+    """
+    z = exact(logits)
+    p = log_p(z)
+    with torch.no_grad():
+        q = p if policy == Policy() else log_q(z, policy)
+    return _gather(p, q, tokens.to(z.device), logits.device)
+
+
+def sample(
+    logits: torch.Tensor, row_keys: Sequence[int], positions: Sequence[int], policy: Policy
+) -> tuple[torch.Tensor, Measured]:
+    """Draw one token a row from q by Gumbel-max, and measure it: tokens int64 [n] and the four quantities.
+
+    argmax(log q + Gumbel noise) is distributed as q (Gumbel 1954). The noise is named by (row key, position).
+    """
+    n, vocab_size = logits.shape
+    size = block_rows(vocab_size)
+    tokens, measured = [], []
+    for start in range(0, n, size):
+        block = slice(start, start + size)
+        z = exact(logits[block])
+        p = log_p(z)
+        q = p if policy == Policy() else log_q(z, policy)
+        if policy.temperature == 0:
+            chosen = q.argmax(dim=-1)
+        else:
+            chosen = (q + noise.gumbel(row_keys[block], positions[block], vocab_size, z.device)).argmax(dim=-1)
+        tokens.append(chosen.to(logits.device))
+        measured.append(_gather(p, q, chosen, logits.device))
+    return torch.cat(tokens), join(measured)
+
+
+def join(parts: Sequence[Measured]) -> Measured:
+    """Measurements of consecutive blocks as one."""
+    return Measured(
+        torch.cat([m.logprobs for m in parts]),
+        torch.cat([m.entropies for m in parts]),
+        torch.cat([m.sampling_logprobs for m in parts]),
+        torch.cat([m.sampling_entropies for m in parts]),
+    )
+
+
+def _gather(p: torch.Tensor, q: torch.Tensor, tokens: torch.Tensor, device: torch.device) -> Measured:
+    pick = tokens[:, None]
+    entropies = entropy(p)
+    return Measured(
+        p.gather(-1, pick)[:, 0].to(device, torch.float32),
+        entropies.to(device, torch.float32),
+        q.gather(-1, pick)[:, 0].detach().to(device, torch.float32),
+        (entropies if q is p else entropy(q)).detach().to(device, torch.float32),
+    )

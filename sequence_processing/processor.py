@@ -1,0 +1,366 @@
+"""`SequenceProcessor`: prompts in, sampled sequences and their measurements out.
+
+Holds the caller's model, tokenizer and configuration and nothing derived from them: whatever changes between two calls
+is seen by the second.
+"""
+
+import logging
+import random
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sequence_processing import scoring
+from sequence_processing.config import GenerationConfig, check_count
+from sequence_processing.containers import BatchedSequences, LogprobResults, Rollout
+from sequence_processing.distribution import Measured, Policy
+from sequence_processing.model import CausalModel
+from sequence_processing.prompts import Prompt, PromptError, encode_prompt, encode_response
+from sequence_processing.rollout import Engine, OnStep
+from sequence_processing.scoring import Pair
+from sequence_processing.stops import StopStrings, decode
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class SequenceProcessor:
+    """Generation and teacher forcing for one causal LM.
+
+    A tokenizer without a pad token gets its EOS token as one. `TypeError` with one sentence for models that are not
+    supported (encoder-decoder, FSDP, ZeRO).
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: GenerationConfig | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config or GenerationConfig()
+        if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if ignored := CausalModel(model).ignored_settings():
+            log.warning("The model's generation_config asks for %s; not applied.", ", ".join(ignored))
+
+    # --- SEED's interface -------------------------------------------------------------------------------------------
+
+    def generate_with_logprobs(
+        self,
+        prompts: Sequence[Prompt] | None = None,
+        G: int = 8,
+        dataset_name: str | None = None,
+        split: str = "train",
+        num_prompts: int | None = None,
+        seed: int | None = None,
+        with_grad: bool = False,
+        gen_batch_size: int | None = None,
+        tf_batch_size: int | None = None,
+        *,
+        prompt_keys: Sequence[int] | None = None,
+        max_new_tokens: int | Sequence[int] | None = None,
+    ) -> tuple[BatchedSequences, LogprobResults]:
+        """G responses to each prompt, given or sampled from a dataset, with the four quantities of every token.
+
+        `seed` names the sampled prompts and all draws; None takes a fresh one, recorded in `BatchedSequences.seed`.
+        With `with_grad` a second pass computes `logprobs` and `entropies` with their graph, and `old_logprobs` holds
+        those of the pass that sampled. `ValueError` if both or neither of `prompts` and `dataset_name` are given.
+        """
+        if (prompts is None) == (dataset_name is None):
+            raise ValueError("Give either prompts or dataset_name: one of the two, and not both.")
+        seed = _fresh_seed() if seed is None else seed
+        if prompts is None:
+            assert dataset_name is not None
+            prompts = self.sample_prompts(dataset_name, split, num_prompts, seed)
+        sequences = self.generate_batched(
+            prompts, G, gen_batch_size, seed=seed, prompt_keys=prompt_keys, max_new_tokens=max_new_tokens
+        )
+        if with_grad:
+            return sequences, self.teacher_force_logprobs(sequences, with_grad=True, tf_batch_size=tf_batch_size)
+        assert sequences.sampling_pass is not None
+        return sequences, sequences.sampling_pass
+
+    def generate_batched(
+        self,
+        prompts: Sequence[Prompt],
+        G: int = 8,
+        gen_batch_size: int | None = None,
+        *,
+        seed: int | None = None,
+        prompt_keys: Sequence[int] | None = None,
+        max_new_tokens: int | Sequence[int] | None = None,
+    ) -> BatchedSequences:
+        """G responses to each prompt. Their measurements stay at hand as `sampling_pass`."""
+        prompts = _as_list(prompts)
+        seed = _fresh_seed() if seed is None else seed
+        keys = _prompt_keys(len(prompts), prompt_keys)
+        found = list(self._rollouts(prompts, G, gen_batch_size, seed, keys, max_new_tokens, None))
+        device = CausalModel(self.model).device
+        sequences = BatchedSequences.from_rollouts(
+            found, G, pad_token_id=self.tokenizer.pad_token_id or 0, seed=seed, prompt_keys=keys, device=device
+        )
+        sequences.sampling_pass = LogprobResults.from_rollouts(found, G, device=device)
+        sequences.sampling_pass.old_logprobs = sequences.sampling_pass.logprobs
+        return sequences
+
+    def teacher_force_logprobs(
+        self, sequences: BatchedSequences, with_grad: bool = False, tf_batch_size: int | None = None
+    ) -> LogprobResults:
+        """The four quantities of the responses in `sequences`, its own or a caller's, under the model as it is now.
+
+        Rows may be padded on either side as their attention mask says. `ValueError` naming the row if a mask has
+        holes or disagrees with the lengths. Without gradient the model runs in eval mode; with gradient in the
+        caller's mode.
+        """
+        self.config.validate()
+        batch_size = self._rows_at_once("tf_batch_size", tf_batch_size)
+        pairs = _pairs(sequences)
+        model = CausalModel(self.model)
+        flat = [pair for group in pairs for pair in group]
+        _check_fits(model, flat)
+        if with_grad:
+            measured = scoring.score_with_grad(model, flat, self._policy(), batch_size)
+        else:
+            scored = (item for batch in scoring.score(model, flat, self._policy(), batch_size) for item in batch)
+            measured = [m for _, m in sorted(scored, key=lambda item: item[0])]
+        results = _results(measured, [len(group) for group in pairs], with_grad)
+        results.old_logprobs = None if sequences.sampling_pass is None else sequences.sampling_pass.logprobs
+        return results
+
+    def sample_prompts(
+        self, dataset_name: str, split: str = "train", num_prompts: int | None = None, seed: int | None = None
+    ) -> list[str]:
+        """`num_prompts` prompts of a dataset, by `random.Random(seed)`, without replacement; None: all, in order."""
+        from rlp_datasets import DATASET_REGISTRY
+
+        examples = DATASET_REGISTRY[dataset_name](split=split)
+        if num_prompts is None:
+            return [example.text for example in examples]
+        check_count("num_prompts", num_prompts, least=0)
+        if num_prompts > len(examples):
+            raise ValueError(
+                f"num_prompts is {num_prompts}, but split {split!r} of {dataset_name} has only {len(examples)} prompts."
+            )
+        chosen = random.Random(seed).sample(range(len(examples)), num_prompts)
+        return [examples[i].text for i in chosen]
+
+    # --- row by row -------------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+        """Token ids of a prompt; `PromptError` if the model cannot take it, too long for its context included."""
+        return self._encode(CausalModel(self.model), prompt, chat_template_kwargs)
+
+    def encode_pair(self, prompt: str | Sequence[int], response: str | Sequence[int]) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and of a given response, as `score` takes them; `PromptError` if they do not fit."""
+        pair = self._encode_pair(CausalModel(self.model), prompt, response)
+        return pair.prompt_ids, pair.response_ids
+
+    def rollouts(
+        self,
+        prompts: Sequence[Prompt],
+        G: int = 8,
+        *,
+        seed: int | None = None,
+        prompt_keys: Sequence[int] | None = None,
+        max_new_tokens: int | Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Iterator[Rollout]:
+        """Yield each of the len(prompts) x G sequences when it is finished, in any order.
+
+        `on_step(new tokens since the last call, live rows)` is called after each decode step; what it raises ends the
+        iteration at once. A row that would pass the model's context is cut there (finish_reason "length").
+        """
+        prompts = _as_list(prompts)
+        seed = _fresh_seed() if seed is None else seed
+        keys = _prompt_keys(len(prompts), prompt_keys)
+        return self._rollouts(prompts, G, None, seed, keys, max_new_tokens, on_step)
+
+    def score(
+        self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]], *, on_step: OnStep | None = None
+    ) -> Iterator[Rollout]:
+        """Measure given (prompt, response) pairs, each text or token ids; yields `Rollout`s in any order.
+
+        Prompt and response are tokenised separately, the response without special tokens. `on_step(tokens, rows)` is
+        called after each batch. `PromptError` naming the pair if it is longer than the model's context.
+        """
+        self.config.validate()
+        model = CausalModel(self.model)
+        encoded = [
+            _naming(f"Pair {i}", self._encode_pair, model, prompt, response)
+            for i, (prompt, response) in enumerate(pairs)
+        ]
+        no_stops = StopStrings(self.tokenizer, ())
+        for batch in scoring.score(model, encoded, self._policy(), self._rows_at_once("tf_batch_size", None)):
+            if on_step is not None:
+                on_step(sum(len(encoded[i].response_ids) for i, _ in batch), len(batch))
+            for i, measured in batch:
+                ids = encoded[i].response_ids
+                text, watch = decode(self.tokenizer, ids), no_stops.watch()
+                for token in ids:
+                    watch.push(token)
+                yield Rollout(
+                    prompt_index=i,
+                    sample_index=0,
+                    prompt_ids=encoded[i].prompt_ids,
+                    response_ids=ids,
+                    text=text,
+                    logprobs=_array(measured.logprobs),
+                    entropies=_array(measured.entropies),
+                    sampling_logprobs=_array(measured.sampling_logprobs),
+                    sampling_entropies=_array(measured.sampling_entropies),
+                    finish_reason="scored",
+                    token_ends=watch.token_ends(len(ids), text),
+                )
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _rollouts(
+        self,
+        prompts: Sequence[Prompt],
+        G: int,
+        gen_batch_size: int | None,
+        seed: int,
+        prompt_keys: Sequence[int],
+        max_new_tokens: int | Sequence[int] | None,
+        on_step: OnStep | None,
+    ) -> Iterator[Rollout]:
+        """Checks at once, generates as it is iterated."""
+        self.config.validate()
+        check_count("G", G)
+        batch_size = self._rows_at_once("gen_batch_size", gen_batch_size)
+        limits = self._limits(len(prompts), G, max_new_tokens)
+        model = CausalModel(self.model)
+        ids = [_naming(f"Prompt {i}", self._encode, model, prompt) for i, prompt in enumerate(prompts)]
+        engine = Engine(
+            model=model,
+            policy=self._policy(),
+            eos_ids=frozenset() if self.config.ignore_eos else model.eos_ids(self.tokenizer),
+            stops=StopStrings(self.tokenizer, self.config.stop_strings),
+            decode=lambda response: decode(self.tokenizer, response),
+        )
+        return engine.run(engine.rows(ids, G, limits, seed, prompt_keys), batch_size, on_step)
+
+    def _policy(self) -> Policy:
+        greedy = not self.config.do_sample or self.config.temperature == 0
+        return Policy(0.0, 1.0) if greedy else Policy(float(self.config.temperature), float(self.config.top_p))
+
+    def _rows_at_once(self, name: str, override: int | None) -> int:
+        size = check_count(name, getattr(self.config, name) if override is None else override)
+        return 1 if self.config.deterministic else size
+
+    def _limits(self, prompts: int, G: int, max_new_tokens: int | Sequence[int] | None) -> list[int]:
+        """The most new tokens of each of prompts x G rows."""
+        value = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        limits = [value] * prompts if isinstance(value, int) else list(value)
+        if len(limits) == prompts:
+            limits = [limit for limit in limits for _ in range(G)]
+        if len(limits) != prompts * G:
+            raise ValueError(
+                f"max_new_tokens has {len(limits)} values for {prompts} prompts with {G} responses each; give one "
+                "number, one a prompt, or one a response."
+            )
+        return [check_count("max_new_tokens", limit, least=0) for limit in limits]
+
+    def _encode(
+        self, model: CausalModel, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        ids = encode_prompt(self.tokenizer, prompt, model.vocab_size, chat_template_kwargs)
+        if model.context is not None and len(ids) >= model.context:
+            raise PromptError(
+                f"The prompt has {len(ids)} tokens, which leaves no room for a response in the model's context of "
+                f"{model.context}; shorten it."
+            )
+        return ids
+
+    def _encode_pair(self, model: CausalModel, prompt: str | Sequence[int], response: str | Sequence[int]) -> Pair:
+        pair = Pair(
+            encode_prompt(self.tokenizer, prompt, model.vocab_size),
+            encode_response(self.tokenizer, response, model.vocab_size),
+        )
+        if model.context is not None and pair.length > model.context:
+            raise PromptError(
+                f"The prompt has {len(pair.prompt_ids)} and the response {len(pair.response_ids)} tokens, together "
+                f"more than the model's context of {model.context}."
+            )
+        return pair
+
+
+def _naming(name: str, encode: Callable[..., T], *args: Any) -> T:
+    """`encode(*args)`, a `PromptError` of it beginning with `name`."""
+    try:
+        return encode(*args)
+    except PromptError as error:
+        raise PromptError(f"{name}: {error}") from error
+
+
+def _as_list(prompts: Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        raise ValueError("prompts must be a list of prompts, not one string; write [prompt].")
+    return list(prompts)
+
+
+def _prompt_keys(count: int, given: Sequence[int] | None) -> list[int]:
+    """Given keys, or the index, offset by the rank so that ranks with equal seeds draw differently."""
+    if given is None:
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return [(rank << 32) + i for i in range(count)]
+    if len(given) != count:
+        raise ValueError(f"prompt_keys has {len(given)} keys for {count} prompts; give one integer a prompt.")
+    return [int(key) for key in given]
+
+
+def _fresh_seed() -> int:
+    return secrets.randbits(32)
+
+
+def _pairs(sequences: BatchedSequences) -> list[list[Pair]]:
+    """Prompt and response tokens of each row; `ValueError` naming the row if its mask cannot be read."""
+    ids, masks = sequences.sequences.tolist(), sequences.attention_masks.tolist()
+    pairs = []
+    for b, (prompt_len, gen_lens) in enumerate(zip(sequences.prompt_lens, sequences.gen_lens, strict=True)):
+        group = []
+        for g, gen_len in enumerate(gen_lens):
+            mask, length = masks[b][g], prompt_len + gen_len
+            start = mask.index(1) if 1 in mask else 0
+            if sum(mask[start : start + length]) != sum(mask):
+                raise ValueError(
+                    f"Row [{b}][{g}]: the attention mask has holes or marks more than prompt_lens + gen_lens = "
+                    f"{length} tokens; a row must be one unbroken run, padded on the left or the right."
+                )
+            if sum(mask) != length:
+                raise ValueError(f"Row [{b}][{g}]: the mask marks {sum(mask)} tokens, but the lengths say {length}.")
+            if prompt_len < 1:
+                raise ValueError(f"Row [{b}][{g}]: a prompt needs at least one token to predict the response from.")
+            row = ids[b][g][start : start + length]
+            group.append(Pair(row[:prompt_len], row[prompt_len:]))
+        pairs.append(group)
+    return pairs
+
+
+def _check_fits(model: CausalModel, pairs: Sequence[Pair]) -> None:
+    longest = max((p.length for p in pairs), default=0)
+    if model.context is not None and longest > model.context:
+        raise ValueError(f"A sequence has {longest} tokens, more than the model's context of {model.context}.")
+
+
+def _results(measured: Sequence[Measured], sizes: Sequence[int], with_grad: bool) -> LogprobResults:
+    """Measurements in row order to the [B][G] lists of `LogprobResults`."""
+    flat = iter(measured)
+    grid = [[next(flat) for _ in range(size)] for size in sizes]
+    logprobs = [[m.logprobs for m in group] for group in grid]
+    entropies: Any = [[m.entropies if with_grad else _array(m.entropies) for m in group] for group in grid]
+    sums: Any = [[row.sum() if with_grad else float(row.double().sum()) for row in group] for group in logprobs]
+    return LogprobResults(
+        logprobs=logprobs,
+        entropies=entropies,
+        sequence_logprobs=sums,
+        sampling_logprobs=[[m.sampling_logprobs for m in group] for group in grid],
+        sampling_entropies=[[_array(m.sampling_entropies) for m in group] for group in grid],
+    )
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.cpu().numpy()

@@ -1,0 +1,141 @@
+"""Tiny random models of several architectures, a byte-level tokenizer, and a naive float64 reference."""
+
+import copy
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from sequence_processing import BatchedSequences
+
+EOS = 256
+VOCAB = 272  # bytes, EOS, a few merges, and rows that no token uses
+
+MERGES = [("<", "/"), ("a", "n"), ("s", "w"), ("e", "r"), (">", "Ċ"), ("</", "an"), ("sw", "er"), ("t", "h")]
+
+
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE: 256 bytes, <eos>, and merges that let `>` melt into the newline after it."""
+    vocab = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab["<eos>"] = EOS
+    for left, right in MERGES:
+        vocab[left + right] = len(vocab)
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+CONFIGS = {
+    "qwen2": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+    },
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128,
+    },
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": None},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},  # takes no position_ids
+    "gemma2": {  # sliding windows, and a soft-cap after the head
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 6,
+        "max_position_embeddings": 128,
+        "final_logit_softcapping": 2.0,
+    },
+}
+
+
+def make_model(kind: str = "qwen2", seed: int = 0, **settings: object) -> torch.nn.Module:
+    """A random model, its weights made large enough that its distributions are not flat. In eval mode."""
+    torch.manual_seed(seed)
+    base = {"vocab_size": VOCAB, "eos_token_id": EOS, "pad_token_id": None, "bos_token_id": None}
+    config = transformers.CONFIG_MAPPING[kind](**{**base, **CONFIGS[kind], **settings})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model
+
+
+def naive_quantities(logits: np.ndarray, tokens: Sequence[int], temperature: float, top_p: float) -> SimpleNamespace:
+    """The four quantities, token by token in plain loops over float64 `logits` [n, V]."""
+    out = SimpleNamespace(logprobs=[], entropies=[], sampling_logprobs=[], sampling_entropies=[])
+    for row, token in zip(logits, tokens, strict=True):
+        p = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        q = naive_q(row, temperature, top_p)
+        out.logprobs.append(np.log(p[token]))
+        out.entropies.append(-sum(x * np.log(x) for x in p if x > 0))
+        out.sampling_logprobs.append(np.log(q[token]) if q[token] > 0 else -np.inf)
+        out.sampling_entropies.append(-sum(x * np.log(x) for x in q if x > 0))
+    return out
+
+
+def naive_q(row: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    """q by its definition: keep a token if the mass of strictly more probable ones is at most top_p."""
+    if temperature == 0:
+        return np.eye(len(row))[int(np.argmax(row))]
+    z = (row - row.max()) / temperature
+    p = np.exp(z) / np.exp(z).sum()
+    kept = np.array([p[p > x].sum() <= top_p for x in p])
+    return np.where(kept, p, 0) / p[kept].sum()
+
+
+def reference(model, prompt_ids, response_ids, temperature=1.0, top_p=1.0) -> SimpleNamespace:
+    """The four quantities of one unpadded sequence, its forward pass in float64 too."""
+    double = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        logits = double(input_ids=torch.tensor([[*prompt_ids, *response_ids]]), use_cache=False).logits[0]
+    predicting = logits[len(prompt_ids) - 1 : -1] if response_ids else logits[:0]
+    return naive_quantities(predicting.numpy(), response_ids, temperature, top_p)
+
+
+def given(rows, *, left=False, pad=EOS):
+    """BatchedSequences of [[(prompt_ids, response_ids), ...], ...] as a caller would make them."""
+    total = max(len(p) + len(r) for group in rows for p, r in group)
+    ids = torch.full((len(rows), len(rows[0]), total), pad)
+    mask = torch.zeros_like(ids)
+    for b, group in enumerate(rows):
+        for g, (p, r) in enumerate(group):
+            n = len(p) + len(r)
+            at = slice(total - n, total) if left else slice(0, n)
+            ids[b, g, at], mask[b, g, at] = torch.tensor([*p, *r]), 1
+    return BatchedSequences(
+        sequences=ids,
+        prompt_lens=[len(group[0][0]) for group in rows],
+        gen_lens=[[len(r) for _, r in group] for group in rows],
+        attention_masks=mask,
+        responses_text=[["" for _ in group] for group in rows],
+    )
+
+
+def naive_gradients(model, rows, weight=0.3):
+    """Gradients in float64 of sum(logprobs) + weight * sum(entropies), sequence by sequence."""
+    double = copy.deepcopy(model).double()
+    for group in rows:
+        for prompt, response in group:
+            if response:
+                logits = double(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
+                log = logits[len(prompt) - 1 : -1].log_softmax(-1)
+                picked = log[range(len(response)), response]
+                (picked.sum() - weight * (log.exp() * log).sum()).backward()
+    return {name: p.grad for name, p in double.named_parameters() if p.requires_grad}
