@@ -1,0 +1,1 @@
+"""One module a revision, numbered; the newest number is `jobs.store.schema.REVISION`."""

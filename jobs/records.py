@@ -1,0 +1,175 @@
+"""The system's vocabulary: what the store hands out and takes in. Plain frozen data, no behaviour but derived values.
+
+Times are seconds since the epoch by the database's clock. Token counts are response tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.states import JobState, ShardState
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of `jobs`. Totals count done shards only; every one changes in the transaction that changes a shard."""
+
+    id: str
+    owner: str
+    kind: str
+    model: str
+    adapter: str | None
+    name: str | None
+    labels: dict[str, str]
+    queue: str
+    priority: int
+    spec: dict[str, Any]  # the resolved JobSpec without its prompts
+    state: JobState
+    sealed: bool
+    snapshot_digest: str
+    num_prompts: int
+    num_sequences: int  # num_prompts × G
+    num_shards: int
+    pending_shards: int
+    running_shards: int
+    done_shards: int
+    failed_shards: int
+    cancelled_shards: int
+    done_sequences: int
+    done_tokens: int
+    prompt_errors: int
+    identity: dict[str, str] | None  # what the model is, pinned by the first worker that loaded it
+    error: str | None  # why the job failed
+    notice: str | None  # the last thing a person should know though it failed nothing ("worker X cannot load …")
+    revision: int  # raised by every change that the manifest shows
+    manifest_revision: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A row of `shards`: the prompts [start, stop) of one snapshot segment, a batching unit."""
+
+    job_id: str
+    index: int
+    segment: int
+    start: int
+    stop: int
+    first_prompt: int  # prompt_index of row `start`
+    state: ShardState
+    attempt: int  # raised by every claim, lowered by nothing
+    failures: int  # held against the limit
+    worker_id: str | None
+    beat: int
+    running_sequences: int  # progress of the running attempt, from its heartbeat
+    running_tokens: int
+    file: str | None  # relative to the job's folder; set when done
+    errors_file: str | None
+    sha256: str | None
+    bytes: int
+    sequences: int
+    tokens: int
+    prompt_errors: int
+    error: str | None
+    claimed_at: float | None
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A row of `attempts`: one execution of one shard. `outcome` is None while it runs."""
+
+    job_id: str
+    shard: int
+    attempt: int
+    worker_id: str
+    claimed_at: float
+    ended_at: float | None
+    outcome: str | None  # done | failed | handed back | reaped | cancelled
+    error: str | None
+    tokens: int
+    details: dict[str, Any] | None  # batch settings and versions, for the manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A row of `workers`: a process that claims. Removed when it leaves in order."""
+
+    id: str
+    host: str
+    pid: int
+    process_started: float  # the operating system's start time of that pid, so that a reused pid is not mistaken for it
+    boot_id: str
+    queues: list[str]
+    device: str
+    model: str | None
+    paused: str | None
+    job_id: str | None
+    shard: int | None
+    tokens_per_second: float | None
+    beat: int
+    started_at: float
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRange:
+    """A shard to be: rows [start, stop) of a segment."""
+
+    segment: int
+    start: int
+    stop: int
+    first_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What submit commits, in one transaction with the shards."""
+
+    id: str
+    owner: str
+    spec: dict[str, Any]
+    spec_digest: str
+    snapshot_digest: str
+    num_prompts: int
+    samples: int  # G
+    idempotency_key: str | None = None
+    sealed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to run one shard, until the fence (job, shard, attempt, running) no longer holds."""
+
+    job: Job
+    shard: Shard
+    worker_id: str
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return (self.job.id, self.shard.index, self.shard.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What a finished attempt commits; its files are already durable on disk."""
+
+    file: str
+    errors_file: str | None
+    sha256: str
+    bytes: int
+    sequences: int
+    tokens: int
+    prompt_errors: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The database's answer to a heartbeat."""
+
+    cancel: bool  # the job is being cancelled: stop and hand back
+    lost: bool  # the fence no longer holds: stop and throw away

@@ -1,0 +1,70 @@
+"""Every setting, in one table: environment variables `SEQPROC_*`, read once where a command or a client starts."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from jobs.errors import UsageError
+
+
+class Settings(BaseSettings):
+    """Where things are and how workers behave. With nothing set, everything works embedded in `home`."""
+
+    model_config = SettingsConfigDict(env_prefix="SEQPROC_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("seqproc")),
+        description="Folder of the embedded database, results and logs",
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite file `seqproc.db` in the home")
+    results_dir: Path | None = Field(None, description="Results root; default: `results` in the home")
+    data_dir: Path | None = Field(None, description="Folder with offline datasets (`gsm8k/{train,test}.jsonl`)")
+    trusted_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models, by name and comma-separated, that may run their own code (`trust_remote_code`)"
+    )
+    lease_seconds: float = Field(30.0, gt=0, description="A shard whose heartbeat stands still this long is taken back")
+    heartbeat_seconds: float = Field(1.0, gt=0, description="Seconds between heartbeats; a cancel is seen within one")
+    poll_seconds: float = Field(1.0, gt=0, description="Seconds between looks of an idle worker at the database")
+    max_failures: int = Field(3, ge=1, description="A shard that failed this often stays failed")
+    age_limit_seconds: float = Field(600.0, gt=0, description="A job not served for this long goes first")
+
+    @field_validator("trusted_models", mode="before")
+    @classmethod
+    def _commas(cls, value: object) -> object:
+        return tuple(filter(None, (name.strip() for name in value.split(",")))) if isinstance(value, str) else value
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Settings from the environment; raises UsageError with a sentence for each variable that does not parse."""
+        try:
+            return cls()
+        except ValidationError as error:
+            lines = [f"SEQPROC_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+            raise UsageError("a setting in the environment is wrong\n" + "\n".join(lines)) from None
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home.expanduser().resolve() / 'seqproc.db'}"
+
+    @property
+    def results(self) -> Path:
+        return (self.results_dir or self.home / "results").expanduser().resolve()
+
+    @property
+    def logs(self) -> Path:
+        return self.home.expanduser().resolve() / "logs"
+
+
+def current_owner() -> str:
+    """The operating system's user: who owns the jobs that this process submits."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's uid without an entry in passwd
+        return f"uid-{os.getuid()}"

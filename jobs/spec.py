@@ -1,0 +1,235 @@
+"""What a job is, as data: no code, no import path. Field names are the flags of `seqproc submit` with dashes.
+
+A JobSpec says where its prompts come from in exactly one way: `prompts` (inline), `file`, or `dataset`.
+`resolve()` settles what was left open (the seeds), so that the same resolved spec always means the same sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import reprlib
+import secrets
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from jobs.errors import SpecError
+
+Measurement = Literal["logprobs", "entropies", "sampling_logprobs", "sampling_entropies"]
+MEASUREMENTS: tuple[Measurement, ...] = ("logprobs", "entropies", "sampling_logprobs", "sampling_entropies")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_MAX_LABEL = 256
+_STORED = "stored"  # validation context
+
+
+class PromptRow(BaseModel):
+    """One prompt as the user brings it: a line of JSONL, a row of Parquet, an element of `prompts`.
+
+    Exactly one of `prompt` (text, tokenised as it stands), `messages` (chat, templated on the worker) and
+    `prompt_token_ids`. Columns that are not named here are left alone.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    custom_id: str | None = Field(None, min_length=1, max_length=512)
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = Field(None, min_length=1)
+    prompt_token_ids: list[int] | None = Field(None, min_length=1)
+    answer: str | None = None
+    response: str | None = None  # kind "score": the text, or …
+    response_token_ids: list[int] | None = None  # … the tokens, to be measured
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        given = [n for n in ("prompt", "messages", "prompt_token_ids") if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = f"has {' and '.join(given)}" if given else "has none of them"
+            raise ValueError(f"give exactly one of prompt, messages, prompt_token_ids; this row {found}")
+        if self.response is not None and self.response_token_ids is not None:
+            raise ValueError("give response or response_token_ids, not both")
+        for name in ("prompt_token_ids", "response_token_ids"):
+            if any(not 0 <= token < 2**31 for token in getattr(self, name) or ()):
+                raise ValueError(f"{name} holds a number that is no token id")
+        for name in ("custom_id", "prompt", "answer", "response"):
+            _refuse_half_characters(name, getattr(self, name))
+        return self
+
+    @field_validator("messages")
+    @classmethod
+    def _roles(cls, messages: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for i, message in enumerate(messages or ()):
+            if not isinstance(message.get("role"), str) or "content" not in message:
+                raise ValueError(f"message {i} needs a role (text) and content")
+        try:
+            text = json.dumps(messages, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"messages must be plain JSON data: {error}") from None
+        _refuse_half_characters("messages", text)
+        return messages
+
+
+class JobSpec(BaseModel):
+    """A job to submit. Generation settings mean what they mean in the core's GenerationConfig."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["generate", "score"] = Field("generate", description="sample responses, or measure given ones")
+    model: str = Field(min_length=1, description="hub id, local folder, or tiny-arithmetic")
+    revision: str | None = Field(None, description="hub revision: branch, tag or commit")
+    adapter: str | None = Field(None, description="peft adapter: hub id or local folder")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the checkpoint")
+
+    prompts: list[PromptRow] | None = Field(None, min_length=1, description="inline prompts")
+    file: str | None = Field(None, description="JSONL or Parquet file of prompts; - is standard input (JSONL)")
+    dataset: str | None = Field(None, description="name of a registered dataset")
+    split: str = Field("train", description="split of the dataset")
+    num_prompts: int | None = Field(None, ge=1, description="how many prompts to draw from the dataset; default: all")
+    prompt_seed: int | None = Field(None, description="seed of that draw; default: the seed")
+
+    G: int = Field(8, ge=1, le=65_536, description="responses per prompt")
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False, description="sampling temperature; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: mass to keep")
+    max_new_tokens: int = Field(200, ge=1, description="longest response, in tokens")
+    do_sample: bool = Field(True, description="sample, or take the most probable token")
+    stop_strings: tuple[str, ...] = Field(("</answer>",), description="texts that end a response")
+    ignore_eos: bool = Field(False, description="go on to max-new-tokens whatever the model says")
+    deterministic: bool = Field(False, description="one row at a time, so that batching changes no bit; slower")
+    gen_batch_size: int = Field(32, ge=1, description="sequences decoded at once")
+    tf_batch_size: int = Field(64, ge=1, description="sequences scored at once")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="extra arguments of the chat template")
+    measurements: tuple[Measurement, ...] = Field(MEASUREMENTS, description="which per-token quantities to keep")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="seed of every draw; default: a fresh one, recorded")
+
+    name: str | None = Field(None, max_length=_MAX_LABEL, description="a name for people")
+    labels: dict[str, str] = Field(default_factory=dict, description="key=value pairs to find the job by")
+    priority: int = Field(0, ge=-1000, le=1000, description="higher goes first")
+    queue: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="which workers may take it")
+    shard_size: int = Field(16, ge=1, le=100_000, description="prompts per shard, the unit of work and of commit")
+    idempotency_key: str | None = Field(None, min_length=1, max_length=255, description="submit once under this key")
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        """A plain string is a prompt, a list of messages a chat, as in `client.submit(prompts=["2+2="])`."""
+
+        def row(item: Any) -> Any:
+            if isinstance(item, str):
+                return {"prompt": item}
+            if isinstance(item, list):
+                return {"messages": item} if item and isinstance(item[0], dict) else {"prompt_token_ids": item}
+            return item
+
+        return [row(item) for item in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("model", "adapter")
+    @classmethod
+    def _model_id(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Local folders must exist and become absolute; anything else must look like a hub id."""
+        if value is None or info.context == _STORED:
+            return value
+        path = Path(value).expanduser()
+        if path.is_dir():
+            return str(path.resolve())
+        if value.startswith(("/", "./", "../", "~")) or path.exists():
+            raise ValueError(f"no folder of a model at {value}; give an existing folder or a hub id like org/name")
+        if not _HUB_ID.fullmatch(value) or ".." in value or "--" in value or len(value) > 200:
+            raise ValueError(f"{value!r} is neither an existing folder nor a hub id like org/name")
+        return value
+
+    @field_validator("stop_strings")
+    @classmethod
+    def _stops(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not stop for stop in value):
+            raise ValueError("an empty stop string would stop every response at once; leave it out")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > 64 or any(not k or len(k) > _MAX_LABEL or len(v) > _MAX_LABEL for k, v in value.items()):
+            raise ValueError(f"at most 64 labels, each key and value of at most {_MAX_LABEL} characters")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [n for n in ("prompts", "file", "dataset") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"prompts come from one place, but {' and '.join(given)} are given")
+        if self.num_prompts is not None and self.dataset is None and given:
+            raise ValueError("num_prompts and prompt_seed draw from a dataset; for a file, submit the lines you want")
+        if self.kind == "score" and self.dataset is not None:
+            raise ValueError(
+                "kind score needs responses: give a file or prompts with `response` or `response_token_ids`"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> JobSpec:
+        """A JobSpec from plain data; raises SpecError with one `field: message` line for each problem."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SpecError(problems(error)) from None
+
+    @classmethod
+    def of_stored(cls, data: dict[str, Any]) -> JobSpec:
+        """The spec of a stored job, on any machine: whether its folders exist here is not asked.
+
+        Raises pydantic's ValidationError if it cannot be read.
+        """
+        return cls.model_validate(data, context=_STORED)
+
+    def resolve(self) -> JobSpec:
+        """With every seed settled; what is stored, and what the digest is taken of.
+
+        A fresh seed under an idempotency key follows from the key, so that submitting again means the same job.
+        """
+        seed = self.seed
+        if seed is None:
+            key = self.idempotency_key
+            fresh = secrets.token_bytes(6) if key is None else hashlib.sha256(key.encode()).digest()[:6]
+            seed = int.from_bytes(fresh, "big")
+        if self.kind == "score":
+            return self.model_copy(update={"seed": seed, "G": 1})
+        return self.model_copy(
+            update={"seed": seed, "prompt_seed": seed if self.prompt_seed is None else self.prompt_seed}
+        )
+
+    def stored(self) -> dict[str, Any]:
+        """Plain data of the spec without its prompts: those are the snapshot."""
+        return self.model_dump(mode="json", exclude={"prompts"})
+
+    def digest(self) -> str:
+        """sha256 of what decides the sequences and where they go: everything but the way the prompts came in."""
+        data = self.model_dump(mode="json", exclude={"prompts", "file", "idempotency_key"})
+        return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _refuse_half_characters(name: str, text: str | None) -> None:
+    """A lone surrogate can stand in a Python text, but in no file and no tokenizer."""
+    if text is None or text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half a character (a lone surrogate, \\u{ord(text[error.start]):04x})") from None
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Pydantic's findings as `field: message` lines."""
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"there is no such field; fields are {', '.join(JobSpec.model_fields)}"
+        elif item["type"] == "missing":
+            message = "is required"
+        elif not isinstance(item["input"], dict | list) and item["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, not {reprlib.repr(item['input'])}"
+        lines.append(f"{place}: {message}" if place else message)
+    return lines

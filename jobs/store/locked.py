@@ -1,0 +1,161 @@
+"""A job's row, locked. Whoever changes the state of a job or of its shards does it through here, and only so.
+
+The job's row is locked first and its shards after it, always; so what was read stays true until the transaction ends,
+no two transactions wait for each other, and the counters can be kept by adding up what each statement moved. An edge
+that is not in `jobs.states` cannot be walked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Self
+
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+
+from jobs.errors import JobNotFound
+from jobs.records import ShardResult
+from jobs.states import JOB_EDGES, SHARD_EDGES, JobState, ShardState
+from jobs.store.schema import attempts, jobs, now, shards
+
+# Clears what belongs to a running attempt.
+AT_REST: dict[str, Any] = {"worker_id": None, "running_sequences": 0, "running_tokens": 0}
+
+
+class LockedJob:
+    """The row of one job, held until the transaction ends. Changes reach the row by `save()`."""
+
+    def __init__(self, connection: Connection, row: Row[Any]) -> None:
+        self.connection = connection
+        self.row = row
+        self.id: str = row.id
+        self.state = JobState(row.state)
+        self.sealed: bool = row.sealed
+        self.counts = Counter({state: getattr(row, f"{state}_shards") for state in ShardState})
+        self._changes: dict[str, Any] = {}
+
+    @classmethod
+    def find(cls, connection: Connection, job_id: str) -> Self | None:
+        """Lock a job's row; None if there is no such job, or it was deleted."""
+        query = select(jobs).where(jobs.c.id == job_id, jobs.c.deleted_at.is_(None)).with_for_update()
+        row = connection.execute(query).one_or_none()
+        return None if row is None else cls(connection, row)
+
+    @classmethod
+    def take(cls, connection: Connection, job_id: str) -> Self:
+        """As `find`; raises JobNotFound."""
+        job = cls.find(connection, job_id)
+        if job is None:
+            raise JobNotFound(f"no job {job_id}; `seqproc list` shows the jobs there are")
+        return job
+
+    def set(self, **values: Any) -> None:
+        """Columns of the job to write."""
+        self._changes |= values
+
+    def enter(self, state: JobState) -> None:
+        """Walk one edge of the job's states."""
+        if (self.state, state) not in JOB_EDGES:
+            raise AssertionError(f"job {self.id}: there is no edge {self.state} → {state}")
+        self.state = state
+
+    def move(self, source: ShardState, target: ShardState, *where: ColumnElement[bool], **values: Any) -> int:
+        """Walk one edge with every shard in `source` for which `where` holds; how many those were."""
+        if (source, target) not in SHARD_EDGES:
+            raise AssertionError(f"job {self.id}: there is no edge {source} → {target} for a shard")
+        ended = {"ended_at": now() if target.ended else None}
+        moved = self.connection.execute(
+            update(shards)
+            .where(shards.c.job_id == self.id, shards.c.state == source, *where)
+            .values(state=target, **ended | values)
+        ).rowcount
+        self.counts[source] -= moved
+        self.counts[target] += moved
+        return moved
+
+    def running(self, index: int, attempt: int) -> Row[Any] | None:
+        """The shard's row if the fence (job, shard, attempt, running) holds; it will, until the transaction ends."""
+        fence = (shards.c.job_id == self.id, shards.c.index == index, shards.c.attempt == attempt)
+        return self.connection.execute(select(shards).where(*fence, shards.c.state == ShardState.RUNNING)).one_or_none()
+
+    def begin_attempt(self, index: int, attempt: int, worker_id: str) -> None:
+        key = {"job_id": self.id, "shard": index, "attempt": attempt}
+        self.connection.execute(insert(attempts).values(**key, worker_id=worker_id, claimed_at=now()))
+
+    def end_attempt(self, index: int, attempt: int, outcome: str, *, error: str | None, tokens: int) -> None:
+        """Close the record of one attempt; `tokens` of an attempt that was thrown away are what it had generated."""
+        key = (attempts.c.job_id == self.id, attempts.c.shard == index, attempts.c.attempt == attempt)
+        values = {"ended_at": now(), "outcome": outcome, "error": error, "tokens": tokens}
+        self.connection.execute(update(attempts).where(*key).values(values))
+
+    def finish(self, index: int, attempt: int, result: ShardResult) -> None:
+        """A running shard is done: its files, its totals, its attempt."""
+        totals = {name: getattr(result, name) for name in ("bytes", "sequences", "tokens", "prompt_errors")}
+        files = {name: getattr(result, name) for name in ("file", "errors_file", "sha256")}
+        worker = {"running_sequences": 0, "running_tokens": 0, "error": None}  # who made it stays on record
+        self.move(ShardState.RUNNING, ShardState.DONE, shards.c.index == index, **totals, **files, **worker)
+        self.end_attempt(index, attempt, "done", error=None, tokens=result.tokens)
+        key = (attempts.c.job_id == self.id, attempts.c.shard == index, attempts.c.attempt == attempt)
+        self.connection.execute(update(attempts).where(*key).values(details=result.details))
+        self.set(
+            done_sequences=self.row.done_sequences + result.sequences,
+            done_tokens=self.row.done_tokens + result.tokens,
+            prompt_errors=self.row.prompt_errors + result.prompt_errors,
+        )
+
+    def fall_back(self, shard: Row[Any], outcome: str, error: str, *, failures: int = 0, limit: int = 0) -> ShardState:
+        """A running shard ends without a result: pending again, or failed at the limit, or cancelled with its job.
+
+        `failures` is what this attempt adds to the shard's own; none added never fails it.
+        """
+        index: int = shard._mapping["index"]  # a Row is a tuple, and `.index` its method
+        total = shard.failures + failures
+        target = ShardState.PENDING
+        if self.state is JobState.CANCELLING:
+            target = ShardState.CANCELLED
+        elif failures and total >= limit:
+            target = ShardState.FAILED
+        kept = {"failures": total, "error": error if failures else shard.error}
+        self.move(ShardState.RUNNING, target, shards.c.index == index, **kept, **AT_REST)
+        self.end_attempt(index, shard.attempt, outcome, error=error, tokens=shard.running_tokens)
+        self.settle()
+        return target
+
+    def settle(self) -> None:
+        """End the job if its last shard has ended and no more can come."""
+        counts = self.counts
+        if self.state.ended or not self.sealed or counts[ShardState.PENDING] or counts[ShardState.RUNNING]:
+            return
+        if counts[ShardState.FAILED]:
+            self.enter(JobState.FAILED)
+            self.set(error=self._changes.get("error") or self.row.error or self._first_failure())
+        elif counts[ShardState.CANCELLED] or not self.row.num_shards:
+            self.enter(JobState.CANCELLED)
+        else:
+            self.enter(JobState.SUCCEEDED)
+            self.set(notice=None)  # whatever it was about is over
+        self.set(ended_at=now())
+
+    def _first_failure(self) -> str:
+        failed = (shards.c.job_id == self.id, shards.c.state == ShardState.FAILED)
+        first = self.connection.execute(
+            select(shards.c.index, shards.c.error).where(*failed).order_by(shards.c.index).limit(1)
+        ).one()
+        others = self.counts[ShardState.FAILED] - 1
+        more = f" (and {others:,} more failed shard{'s' if others > 1 else ''})" if others else ""
+        return f"shard {first[0]}: {first.error}{more}"
+
+    def save(self) -> None:
+        """Write the row: state, counters, changes, and a higher revision."""
+        counters = {f"{state}_shards": self.counts[state] for state in ShardState}
+        values = {"state": self.state, "sealed": self.sealed, "revision": jobs.c.revision + 1}
+        self.connection.execute(update(jobs).where(jobs.c.id == self.id).values(**values | counters | self._changes))
+
+
+def recount(connection: Connection, job_id: str) -> dict[str, int]:
+    """A job's counters, added up from its shards: what the row must say."""
+    done = shards.c.state == ShardState.DONE
+    columns = [func.count().filter(shards.c.state == state).label(f"{state}_shards") for state in ShardState]
+    sums = {"done_sequences": "sequences", "done_tokens": "tokens", "prompt_errors": "prompt_errors"}
+    columns += [func.coalesce(func.sum(shards.c[column]).filter(done), 0).label(n) for n, column in sums.items()]
+    row = connection.execute(select(func.count().label("num_shards"), *columns).where(shards.c.job_id == job_id)).one()
+    return {name: int(value) for name, value in row._mapping.items()}

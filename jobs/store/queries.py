@@ -1,0 +1,161 @@
+"""Reading: jobs, shards, attempts, and what the manifest and gc need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, tuple_, update
+
+from jobs.errors import JobNotFound
+from jobs.records import Attempt, Job, Shard
+from jobs.states import JobState, ShardState
+from jobs.store.locked import recount
+from jobs.store.part import IS_RUNNING, Part, through
+from jobs.store.rows import (
+    ATTEMPT_COLUMNS,
+    SHARD_COLUMNS,
+    attempt_record,
+    job_record,
+    select_jobs,
+    shard_record,
+)
+from jobs.store.schema import attempts, job_labels, jobs, shards
+
+_PAGE = 1_000
+_SHOWN = 5  # candidates named for an ambiguous prefix
+
+
+class Queries(Part):
+    def job(self, id_or_prefix: str) -> Job:
+        """The job with this id, or the only one that has this name or an id that begins so. Raises JobNotFound."""
+        # Ids compare bytewise: what begins with the prefix lies between it and it with the highest character behind.
+        prefixed = (jobs.c.id >= id_or_prefix, jobs.c.id < id_or_prefix + "\U0010ffff")
+        with self.db.reading() as connection:
+            rows = connection.execute(select_jobs().where(*prefixed).order_by(jobs.c.id).limit(_SHOWN + 1)).all()
+            if not rows:
+                named = select_jobs().where(jobs.c.name == id_or_prefix).order_by(jobs.c.id)
+                rows = connection.execute(named.limit(_SHOWN + 1)).all()
+        exact = [row for row in rows if row.id == id_or_prefix]
+        if exact or len(rows) == 1:
+            return job_record((exact or rows)[0])
+        if not rows:
+            raise JobNotFound(f"no job {id_or_prefix}; `seqproc list` shows the jobs there are")
+        shown = ", ".join(row.id for row in rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
+        raise JobNotFound(f"{id_or_prefix or 'an empty id'} could be any of {shown}; give one of these ids")
+
+    def jobs(
+        self,
+        *,
+        states: Collection[JobState] | None = None,
+        owner: str | None = None,
+        label: tuple[str, str | None] | None = None,
+        model: str | None = None,
+        queue: str | None = None,
+        text: str | None = None,
+        limit: int = 50,
+        before: tuple[float, str] | None = None,
+    ) -> list[Job]:
+        """Jobs that satisfy every filter given, newest first.
+
+        The next page begins `before` the last one's (created_at, id).
+        `label` is (key, value), or (key, None) for any value; `text` stands somewhere in id, name, model or adapter.
+        """
+        query = select_jobs()
+        if states is not None:
+            query = query.where(jobs.c.state.in_(states))
+        for column, value in ((jobs.c.owner, owner), (jobs.c.model, model), (jobs.c.queue, queue)):
+            if value is not None:
+                query = query.where(column == value)
+        if label is not None:
+            query = query.where(_labelled(*label))
+        if text is not None:
+            columns = (jobs.c.id, jobs.c.name, jobs.c.model, jobs.c.adapter)
+            query = query.where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
+        if before is not None:
+            query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
+        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        with self.db.reading() as connection:
+            return [job_record(row) for row in connection.execute(query)]
+
+    def shard(self, job_id: str, index: int) -> Shard:
+        """One shard. Raises JobNotFound."""
+        with self.db.reading() as connection:
+            row = connection.execute(_shards_of(job_id).where(shards.c.index == index)).one_or_none()
+        if row is None:
+            raise JobNotFound(f"job {job_id} has no shard {index}")
+        return shard_record(row)
+
+    def shards(self, job_id: str, *, states: Collection[ShardState] | None = None) -> list[Shard]:
+        """A job's shards in order, all at once and as of one moment."""
+        query = _shards_of(job_id)
+        if states is not None:
+            query = query.where(shards.c.state.in_(states))
+        with self.db.reading() as connection:
+            return [shard_record(row) for row in connection.execute(query)]
+
+    def iter_shards(self, job_id: str, state: ShardState) -> Iterator[Shard]:
+        """A job's shards in one state, in order and in bounded memory; each page is of its own moment."""
+        after = -1
+        while True:
+            query = _shards_of(job_id).where(shards.c.state == state, shards.c.index > after).limit(_PAGE)
+            with self.db.reading() as connection:
+                rows = connection.execute(query).all()
+            if not rows:
+                return
+            yield from map(shard_record, rows)
+            after = rows[-1]._mapping["index"]
+
+    def job_workers(self, job_id: str) -> list[str]:
+        """Ids of all workers that ever claimed a shard of the job."""
+        query = (
+            select(attempts.c.worker_id).where(attempts.c.job_id == job_id).distinct().order_by(attempts.c.worker_id)
+        )
+        with self.db.reading() as connection:
+            return list(connection.scalars(query))
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """Every execution of every shard, by shard and attempt."""
+        query = select(*ATTEMPT_COLUMNS).where(attempts.c.job_id == job_id)
+        with self.db.reading() as connection:
+            rows = connection.execute(query.order_by(attempts.c.shard, attempts.c.attempt))
+            return [attempt_record(row) for row in rows]
+
+    def totals(self, job_id: str) -> dict[str, int]:
+        """The job's counters by their names in Job, added up anew from its shards."""
+        with self.db.reading() as connection:
+            return recount(connection, job_id)
+
+    def running_progress(self, job_id: str) -> tuple[int, int]:
+        """(sequences, tokens) that running attempts have generated and not committed."""
+        sums = (func.coalesce(func.sum(shards.c[name]), 0) for name in ("running_sequences", "running_tokens"))
+        query = select(*sums).where(shards.c.job_id == job_id, IS_RUNNING)
+        with self.db.reading() as connection:
+            sequences, tokens = connection.execute(through(query, shards, "shards_running")).one()
+        return int(sequences), int(tokens)
+
+    def job_ids(self) -> set[str]:
+        """The ids of all rows, deleted jobs included: whose folders are not orphans."""
+        with self.db.reading() as connection:
+            return set(connection.scalars(select(jobs.c.id)))
+
+    def jobs_with_old_manifest(self) -> list[str]:
+        """Ended jobs that have changed since their manifest was written."""
+        behind = (jobs.c.manifest_revision < jobs.c.revision, jobs.c.ended_at.is_not(None), jobs.c.deleted_at.is_(None))
+        with self.db.reading() as connection:
+            return list(connection.scalars(select(jobs.c.id).where(*behind).order_by(jobs.c.id)))
+
+    def manifest_written(self, job_id: str, revision: int) -> bool:
+        """The manifest on disk shows this revision. False if the job has changed meanwhile: write it again."""
+        current = (jobs.c.id == job_id, jobs.c.revision == revision)
+        with self.db.transaction() as connection:
+            return connection.execute(update(jobs).where(*current).values(manifest_revision=revision)).rowcount == 1
+
+
+def _shards_of(job_id: str) -> Select[Any]:
+    return select(*SHARD_COLUMNS).where(shards.c.job_id == job_id).order_by(shards.c.index)
+
+
+def _labelled(key: str, value: str | None) -> ColumnElement[bool]:
+    found = (job_labels.c.job_id == jobs.c.id) & (job_labels.c.key == key)
+    return exists().where(found if value is None else found & (job_labels.c.value == value))

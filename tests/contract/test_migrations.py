@@ -1,0 +1,140 @@
+"""The schema: made once however many come for it, the same as the tables say, and never another's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint, inspect, text
+
+from jobs.errors import StoreError
+from jobs.settings import Settings
+from jobs.store import Store, migrate
+from jobs.store.database import Database
+from jobs.store.schema import REVISION, metadata
+from tests.contract.helpers import run_out, submit
+from tests.contract.processes import open_together
+
+
+def test_the_first_migration(fresh: Settings) -> None:
+    assert "from schema (none) to 0001" in Store.migrate(fresh)
+    assert "already has schema 0001" in Store.migrate(fresh)
+    store = Store.open(fresh, migrate=False)
+    assert store.schema_version() == (REVISION, REVISION)
+    assert len(store.store_id) == 36
+    assert Store.open(fresh).store_id == store.store_id
+    submit(store, 2)
+    assert run_out(store) == 2
+
+
+def test_the_migrated_schema_is_what_the_tables_say(store: Store) -> None:
+    with store.db.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, {"compare_type": True}), metadata) == []
+        inspector = inspect(connection)
+        for table in metadata.sorted_tables:
+            constraints = table.constraints.union(*(column.constraints for column in table.columns))
+            named = {str(c.name) for c in constraints if isinstance(c, CheckConstraint)}
+            assert {c["name"] for c in inspector.get_check_constraints(table.name)} == named, table.name
+
+
+def test_the_newest_migration_is_the_revision() -> None:
+    config = Config()
+    config.set_main_option("script_location", "jobs:migrations")
+    assert ScriptDirectory.from_config(config).get_heads() == [REVISION]
+
+
+def test_every_process_has_its_own_store_id(tmp_path: Path) -> None:
+    ids = {Store.open(Settings(home=tmp_path / name)).store_id for name in ("a", "b")}
+    assert len(ids) == 2
+
+
+def test_four_processes_at_once(fresh: Settings) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    start, opened = spawn.Barrier(4), spawn.Queue()
+    openers = [spawn.Process(target=open_together, args=(fresh, start, opened)) for _ in range(4)]
+    for process in openers:
+        process.start()
+    ids = [opened.get(timeout=120) for _ in openers]
+    for process in openers:
+        process.join(30)
+    assert set(ids) == {Store.open(fresh).store_id}
+
+
+def test_a_newer_schema_is_refused(store: Store, settings: Settings) -> None:
+    with store.db.transaction() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
+    for attempt in (Store.open, Store.migrate):
+        with pytest.raises(StoreError, match=r"schema 0999, newer than 0001.*upgrade sequence-processor"):
+            attempt(settings)
+    assert store.schema_version() == ("0999", REVISION)
+
+
+def test_a_schema_that_is_not_there_is_named(fresh: Settings, dialect: str) -> None:
+    if dialect == "sqlite":
+        fresh.home.mkdir()
+    with pytest.raises(StoreError, match=r"has no schema yet.*seqproc db upgrade"):
+        Store.open(fresh, migrate=False)
+    if dialect == "postgresql":
+        with pytest.raises(StoreError, match="seqproc db upgrade"):
+            Store.open(fresh)
+
+
+def test_an_older_schema(settings: Settings, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0001 with jobs in it, opened by a version that speaks 0002."""
+    store = Store.open(settings)
+    job = submit(store, 2)
+    store.close()
+    monkeypatch.setattr(migrate, "REVISION", "0002")
+    monkeypatch.setattr(migrate, "_upgrade", _to_0002)
+    if dialect == "postgresql":
+        with pytest.raises(StoreError, match="has schema 0001, and this version needs 0002; run `seqproc db upgrade`"):
+            Store.open(settings)
+        Store.migrate(settings)
+    store = Store.open(settings)
+    assert store.schema_version()[0] == "0002"
+    assert store.job(job.id) == job
+    if dialect == "sqlite":
+        copy = sqlite3.connect(settings.home / "seqproc.db.schema-0001")
+        assert copy.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        copy.close()
+
+
+def _to_0002(connection: Any) -> None:
+    connection.execute(text("ALTER TABLE jobs ADD COLUMN colour TEXT"))
+    connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+
+
+def test_a_migration_that_fails_leaves_the_old_schema(fresh: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = migrate._upgrade
+
+    def fail_at_the_end(connection: Any) -> None:
+        really(connection)
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "_upgrade", fail_at_the_end)
+        with pytest.raises(RuntimeError, match="power cut"):
+            Store.migrate(fresh)
+    db = Database(fresh.database)
+    with db.reading() as connection:
+        assert inspect(connection).get_table_names() == []
+    db.close()
+    Store.migrate(fresh)
+
+
+def test_another_programs_database_is_left_alone(fresh: Settings) -> None:
+    fresh.home.mkdir(exist_ok=True)
+    db = Database(fresh.database)
+    with db.transaction() as connection:
+        connection.execute(text("CREATE TABLE jobs (id INTEGER)"))
+    with pytest.raises(StoreError, match="another program"):
+        Store.migrate(fresh)
+    db.close()
