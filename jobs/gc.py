@@ -1,0 +1,116 @@
+"""Removing what no job needs. A file goes only if no row can ever name it again, whatever else happens meanwhile.
+
+· A file of a shard, temporary or whole: its shard is terminal, or past the file's attempt, and does not name it.
+  Attempts only rise, and only the open attempt commits: a file that may go once may go for ever.
+· A folder without a row, untouched for 24 hours: a submit that was killed. It writes its last file just before the
+  row, so a folder that old will get none.
+· A deleted job (tombstone): first its files, then its row.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.errors import JobNotFound
+from jobs.files import final_name, writing
+from jobs.manifest import ensure_manifest
+from jobs.paths import JobPaths
+from jobs.records import Shard
+from jobs.settings import Settings
+from jobs.store import Store
+from jobs.store_id import adopt_or_check
+
+ORPHAN_AGE = 24 * 3600.0  # seconds
+_ATTEMPT_FILE = re.compile(r"shard-(?P<shard>\d{6,})-a(?P<attempt>\d{3,})-[0-9a-f]{8}\.(parquet|jsonl)")
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """How much was removed, or would be."""
+
+    files: int  # of shards
+    folders: int  # of jobs
+    bytes: int
+
+
+def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Collected:
+    """Removes what no job needs from the results root, and rewrites manifests that are behind.
+
+    With `dry_run` it changes nothing. Raises ResultsError if the root is not this database's or cannot be written.
+    """
+    root = settings.results
+    if not root.exists():
+        return Collected(0, 0, 0)
+    adopt_or_check(root, store.store_id, adopt=not store.jobs(limit=1))
+    folders = [JobPaths(root, path.name) for path in _entries(root / "jobs") if path.is_dir()]
+    tombstoned = {job.id for job in store.tombstoned()}
+    known = set(store.job_ids())  # after the folders were listed, so that a folder's row cannot come in between
+    doomed = [p for p in folders if p.job_id in tombstoned or (p.job_id not in known and _untouched(p.folder))]
+    files = [path for p in folders if p.job_id in known - tombstoned for path in _superseded(store, p)]
+    size = sum(_size(path) for path in files) + sum(_size(path) for p in doomed for path in p.folder.rglob("*"))
+    if not dry_run:
+        with writing(root / "jobs"):
+            for path in files:
+                path.unlink(missing_ok=True)
+            for paths in doomed:
+                shutil.rmtree(paths.folder)
+        for job_id in tombstoned:
+            store.purge(job_id)
+        for job_id in store.jobs_with_old_manifest():
+            with suppress(JobNotFound):  # deleted meanwhile
+                ensure_manifest(store, settings, job_id)
+    return Collected(len(files), len(doomed), size)
+
+
+def _superseded(store: Store, paths: JobPaths) -> Iterator[Path]:
+    """Files of attempts that can no longer be committed and were not."""
+    files = [path for folder in (paths.shards, paths.errors) for path in _entries(folder)]
+    try:
+        shards = {shard.index: shard for shard in store.shards(paths.job_id)}
+    except JobNotFound:  # deleted meanwhile
+        return
+    for path in files:
+        match = _ATTEMPT_FILE.fullmatch(final_name(path.name))
+        shard = shards.get(int(match["shard"])) if match else None
+        if match and shard and _past(shard, int(match["attempt"])) and not _names(shard, path):
+            yield path
+
+
+def _past(shard: Shard, attempt: int) -> bool:
+    return shard.state.ended or attempt < shard.attempt
+
+
+def _names(shard: Shard, path: Path) -> bool:
+    return f"{path.parent.name}/{path.name}" in (shard.file, shard.errors_file)
+
+
+def _untouched(folder: Path) -> bool:
+    newest = max(_modified(path) for path in (folder, *folder.rglob("*")))
+    return time.time() - newest > ORPHAN_AGE
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a temporary file that was renamed meanwhile: somebody is at work
+        return time.time()

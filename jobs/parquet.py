@@ -1,0 +1,214 @@
+"""Parquet, in this one place: the rows of a shard and the rows of a prompt snapshot.
+
+An attempt leaves a Parquet file of rows and, if prompts failed, their errors as JSON lines. A shard's file holds one
+row a sequence in order of (prompt_index, sample_index); a measurement that the job did not ask for is null. Per-token
+quantities are float32 in nats. A file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.files import flush, reading, replacing, sha256_of, writing
+from jobs.jsonl import write_jsonl
+
+_IDS, _NATS = pa.list_(pa.int32()), pa.list_(pa.float32())
+
+SHARD_SCHEMA = pa.schema(
+    {
+        "prompt_index": pa.int64(),
+        "sample_index": pa.int32(),
+        "custom_id": pa.string(),
+        "prompt": pa.string(),
+        "response": pa.string(),
+        "answer": pa.string(),
+        "prompt_ids": _IDS,
+        "response_ids": _IDS,
+        "logprobs": _NATS,
+        "entropies": _NATS,
+        "sampling_logprobs": _NATS,
+        "sampling_entropies": _NATS,
+        "finish_reason": pa.string(),
+        "stop_offset": pa.int32(),
+        "token_ends": _IDS,  # characters of `response` up to the end of each token
+    }
+)
+"""Columns of a shard's file, and of an export."""
+
+SNAPSHOT_SCHEMA = pa.schema(
+    {
+        "prompt_index": pa.int64(),
+        "custom_id": pa.string(),
+        "prompt": pa.string(),
+        "messages": pa.string(),  # JSON text
+        "prompt_token_ids": _IDS,
+        "answer": pa.string(),
+        "response": pa.string(),
+        "response_token_ids": _IDS,
+    }
+)
+"""Columns of a snapshot's segment."""
+
+ROW_GROUP = 1024  # rows, so that a reader of one shard's prompts touches few others
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Written(NamedTuple):
+    """A file that is durable on disk."""
+
+    sha256: str  # hex
+    bytes: int
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
+    """Writes a shard's rows, durably and in order of (prompt_index, sample_index).
+
+    Args:
+        path: from `JobPaths.attempt_files`; its folder exists.
+        rows: one mapping a sequence with the keys of SHARD_SCHEMA; a missing key is null. Per-token values may be
+            numpy arrays. A lone surrogate in a text, which no file can hold, becomes U+FFFD; offsets stay true.
+
+    Raises:
+        ResultsError: the folder cannot be written, the disk is full.
+    """
+    ordered = sorted(rows, key=lambda row: (row["prompt_index"], row["sample_index"]))
+    with replacing(path) as temporary:
+        with _writer(temporary, SHARD_SCHEMA) as writer:
+            for group in batches(ordered, ROW_GROUP):
+                writer.write_table(_table(group, SHARD_SCHEMA))
+        size = temporary.stat().st_size
+        digest = sha256_of(temporary)
+    return Written(digest, size)
+
+
+def write_errors(path: Path, errors: Iterable[Mapping[str, Any]]) -> None:
+    """Writes an attempt's prompt errors durably: prompt_index, sample_index (null), custom_id, error.
+
+    Raises ResultsError as `write_rows` does.
+    """
+    write_jsonl(path, sorted(errors, key=lambda error: error["prompt_index"]))
+
+
+def read_rows(path: Path, *, arrays: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of a shard's file or an export as dicts, one by one.
+
+    Lists are Python lists, or with `arrays` numpy arrays (int32 ids, float32 nats). Raises ResultsError.
+    """
+    with reading(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP):
+            if not arrays:
+                yield from batch.to_pylist()
+                continue
+            columns = [_arrays(column) if pa.types.is_list(column.type) else column.to_pylist() for column in batch]
+            for values in zip(*columns, strict=True):
+                yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def read_table(paths: Sequence[Path]) -> pa.Table:
+    """All rows of these shard files, in their order, as one Arrow table in memory. Raises ResultsError."""
+    tables = [SHARD_SCHEMA.empty_table()]
+    for path in paths:
+        with reading(path):
+            tables.append(pq.read_table(path, schema=SHARD_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def concatenate(paths: Iterable[Path], target: Path) -> None:
+    """One file at `target` with the rows of all these shard files, in their order. Raises ResultsError."""
+    with replacing(target) as temporary, _writer(temporary, SHARD_SCHEMA) as writer:
+        waiting: list[pa.Table] = []
+        for path in paths:
+            waiting.append(read_table([path]))
+            if sum(table.num_rows for table in waiting) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+class SegmentWriter:
+    """Writes one segment of a snapshot, a row group at a time, straight under its name.
+
+    No reader knows of a segment before its job's row is committed, so it needs no temporary name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with writing(path):
+            self._writer = _writer(path, SNAPSHOT_SCHEMA)
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the rows, with the keys of SNAPSHOT_SCHEMA, as one row group. Raises ResultsError."""
+        with writing(self._path):
+            self._writer.write_table(_table(rows, SNAPSHOT_SCHEMA))
+
+    def close(self) -> None:
+        """Writes the footer and brings the file to the disk. Raises ResultsError."""
+        with writing(self._path):
+            self._writer.close()
+            flush(self._path)
+
+
+def read_segment(path: Path, start: int, stop: int | None = None) -> Iterator[dict[str, Any]]:
+    """Rows [start, stop) of a segment, or all from `start`; reads only the row groups they lie in.
+
+    Raises ResultsError if the segment is missing, damaged or too short.
+    """
+    with reading(path), pq.ParquetFile(path) as file:
+        first, end = 0, file.metadata.num_rows if stop is None else stop
+        if end > file.metadata.num_rows:
+            raise ValueError(f"has {file.metadata.num_rows} rows, not the {end} that the job was submitted with")
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            low, high = max(start - first, 0), min(end - first, rows)
+            if low < high:
+                yield from file.read_row_group(group).slice(low, high - low).to_pylist()
+            first += rows
+
+
+def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(rows)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _writer(path: Path, schema: pa.Schema) -> Any:
+    floats = [f"{field.name}.list.element" for field in schema if field.type == _NATS]
+    ids = [f"{field.name}.list.element" for field in schema if field.type == _IDS]
+    texts = [field.name for field in schema if field.type == pa.string()]
+    return pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=ids + texts, use_byte_stream_split=floats or False
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        if field.type == pa.string():
+            values = [_encodable(value) for value in values]
+        columns.append(pa.array(values, type=field.type))
+    return pa.table(columns, schema=schema)
+
+
+def _encodable(text: str | None) -> str | None:
+    """The text with each lone surrogate replaced by one character, so that offsets into it stay true."""
+    if text is None or text.isascii() or not _SURROGATE.search(text):
+        return text
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _arrays(column: Any) -> list[Any]:
+    """A list column as numpy arrays that share one buffer."""
+    values, ends = column.values.to_numpy(zero_copy_only=False), column.offsets.to_pylist()
+    valid = column.is_valid().to_pylist()
+    return [values[ends[i] : ends[i + 1]] if valid[i] else None for i in range(len(column))]

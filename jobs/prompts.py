@@ -1,0 +1,178 @@
+"""Prompts on their way in: from a file, a stream, a dataset or Python, one checked row at a time.
+
+Everything wrong is gathered with its place, so that one look mends it all; nothing is stored of a job that has any
+problem. Memory is bounded by a row and sixteen bytes a prompt (a hash of its custom_id, its line).
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from pydantic import ValidationError
+
+import rlp_datasets
+from jobs.errors import SpecError
+from jobs.snapshot import SnapshotRow
+from jobs.spec import JobSpec, PromptRow, problems
+
+SHOWN = 100  # problems that are listed; the others are counted
+
+
+@dataclass(slots=True)
+class Problems:
+    """What is wrong, one `place: message` line each: the first `SHOWN`, and how many there are."""
+
+    lines: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, line: str) -> None:
+        self.total += 1
+        if len(self.lines) < SHOWN:
+            self.lines.append(line)
+
+    def raise_any(self) -> None:
+        """Raises SpecError if there are any."""
+        if self.total:
+            raise SpecError(self.lines, self.total)
+
+
+class PromptSource:
+    """The prompts of a resolved spec, iterated once; then `check` tells whether all of it was right.
+
+    Wrong rows are left out and gathered in `problems`. `ignored_columns` are names that no prompt has, in order of
+    appearance. Raises SpecError at once for what cannot be read at all: a file, a dataset, an empty source.
+    """
+
+    def __init__(self, spec: JobSpec, *, prompts: Iterable[Any] | None = None, stdin: BinaryIO | None = None) -> None:
+        """`prompts`: of texts, messages, token ids or dicts; streamed, in place of the spec's own source."""
+        self.problems = Problems()
+        self.ignored_columns: list[str] = []
+        self._spec = spec
+        self._needs_response = spec.kind == "score"
+        self._hashes, self._numbers = array("Q"), array("Q")
+        self._place: Callable[[int], str] = lambda number: f"{spec.dataset or 'prompts'}[{number}]"
+        self._rows = self._source(spec, prompts, stdin)
+
+    def __iter__(self) -> Iterator[PromptRow]:
+        try:
+            for number, data in self._rows:
+                if (row := self._checked(number, data)) is not None:
+                    self._remember(row.custom_id, number)
+                    yield row
+        except rlp_datasets.DatasetError as error:
+            self.problems.add(str(error))
+        if not self._hashes and not self.problems.total:
+            self.problems.add("prompts: there are none; give at least one")
+
+    def check(self, stored: Callable[[], Iterable[SnapshotRow]]) -> None:
+        """Raises SpecError with all that was wrong, custom_ids that stand twice included.
+
+        Equal hashes are only a suspicion: `stored`, the snapshot as it was written, is read again to be sure.
+        """
+        suspects = _repeated(self._hashes)
+        seen: dict[str, int] = {}
+        for row in stored() if suspects else ():
+            if row.prompt_index not in suspects:
+                continue
+            first = seen.setdefault(row.custom_id, row.prompt_index)
+            if first != row.prompt_index:
+                place, before = (self._place(self._numbers[index]) for index in (row.prompt_index, first))
+                self.problems.add(f"{place} custom_id: {row.custom_id!r} stands already at {before}; give each its own")
+        self.problems.raise_any()
+
+    def _source(
+        self, spec: JobSpec, prompts: Iterable[Any] | None, stdin: BinaryIO | None
+    ) -> Iterator[tuple[int, Any]]:
+        """(number, row) pairs; a number is what `_place` makes a place of."""
+        given = [name for name in ("prompts", "file", "dataset") if getattr(spec, name) is not None]
+        if prompts is not None and given:
+            raise SpecError([f"prompts come from one place, but prompts and {given[0]} are given"])
+        if spec.file is not None:
+            return self._file_rows(spec.file, stdin)
+        if spec.dataset is not None:
+            return _dataset_rows(spec)
+        source = prompts if prompts is not None else spec.prompts
+        if source is None:
+            raise SpecError(["prompts: there are none; give prompts, a file (- is standard input) or a dataset"])
+        return enumerate(source)
+
+    def _file_rows(self, file: str, stdin: BinaryIO | None) -> Iterator[tuple[int, Any]]:
+        if file == "-" and stdin is None:
+            raise SpecError(["file: standard input (-) can only be read where there is one; name a file"])
+        name = "<stdin>" if stdin is not None and file == "-" else str(Path(file).expanduser())
+        self._place = lambda number: f"{name}:{number}"
+        rows = rlp_datasets.read_stream(stdin) if stdin and file == "-" else rlp_datasets.read_rows(name)
+        for row in rows:
+            if isinstance(row, rlp_datasets.BadRow):
+                self.problems.add(f"{row.place}: {row.message}")
+            else:
+                yield int(row.place.rpartition(":")[2]), row.data
+
+    def _checked(self, number: int, data: Any) -> PromptRow | None:
+        """The row, or None if it is wrong in some way."""
+        try:
+            row = data if isinstance(data, PromptRow) else PromptRow.model_validate(_as_fields(data))
+        except ValidationError as error:
+            for problem in problems(error):
+                self.problems.add(f"{self._place(number)} {problem}")
+            return None
+        if isinstance(data, dict) and len(data) > len(row.model_fields_set):
+            self._ignore(name for name in data if name not in PromptRow.model_fields)
+        if self._needs_response and row.response is None and row.response_token_ids is None:
+            self.problems.add(f"{self._place(number)} response: kind score needs response or response_token_ids")
+            return None
+        return row
+
+    def _ignore(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.ignored_columns and len(self.ignored_columns) < SHOWN:
+                self.ignored_columns.append(name)
+
+    def _remember(self, custom_id: str | None, number: int) -> None:
+        called = str(len(self._hashes)) if custom_id is None else custom_id
+        self._hashes.append(int.from_bytes(blake2b(called.encode(), digest_size=8).digest(), "big"))
+        self._numbers.append(number)
+
+
+def _as_fields(data: Any) -> Any:
+    """A plain text is a prompt, a list of messages a chat, a list of numbers token ids."""
+    if isinstance(data, str):
+        return {"prompt": data}
+    if isinstance(data, list):
+        return {"messages": data} if data and isinstance(data[0], dict) else {"prompt_token_ids": data}
+    return data
+
+
+def _dataset_rows(spec: JobSpec) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All examples in their order, or `num_prompts` of them drawn without replacement by `prompt_seed`."""
+    assert spec.dataset is not None
+    try:
+        examples = rlp_datasets.DATASET_REGISTRY[spec.dataset](split=spec.split)
+    except rlp_datasets.DatasetError as error:
+        raise SpecError([f"dataset: {error}"]) from None
+    size = len(examples)
+    if spec.num_prompts is not None and spec.num_prompts > size:
+        raise SpecError(
+            [f"num_prompts: {spec.dataset} has {size:,} prompts in split {spec.split}, not {spec.num_prompts:,}"]
+        )
+    chosen: Iterable[int] = range(size)
+    if spec.num_prompts is not None:
+        chosen = random.Random(spec.prompt_seed).sample(range(size), spec.num_prompts)
+    for index in chosen:
+        example = examples[index]
+        yield index, {"prompt": example.text, "answer": example.answer, "custom_id": f"{spec.split}-{index}"}
+
+
+def _repeated(hashes: array[int]) -> set[int]:
+    """Indices of all prompts whose hash another prompt has too."""
+    values = np.frombuffer(hashes, dtype=np.uint64)
+    order = np.argsort(values, kind="stable")
+    same = np.flatnonzero(values[order][1:] == values[order][:-1])
+    return set(order[same].tolist()) | set(order[same + 1].tolist())

@@ -1,0 +1,175 @@
+"""Readers of what a job made. They trust the database, or the manifest of a copied folder, never a directory listing.
+
+Only shards that were committed are read; their files never change. Rows come in order of (prompt_index, sample_index),
+one row in memory at a time unless a method says otherwise. A job that has not ended is read only with `partial=True`.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.errors import NotFinished, ResultsError
+from jobs.jsonl import read_jsonl
+from jobs.manifest import build, read_manifest
+from jobs.parquet import SHARD_SCHEMA, read_rows, read_table
+from jobs.paths import JobPaths
+from jobs.settings import Settings
+from jobs.states import JobState, ShardState
+from jobs.store import Store
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas
+
+    from sequence_processing.containers import BatchedSequences, LogprobResults
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """The committed files of one shard; of an export, all there is. `errors` is there if prompts failed."""
+
+    path: Path
+    errors: Path | None
+    sha256: str
+    sequences: int
+    tokens: int
+    prompt_errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the database, or the manifest, says at one moment."""
+
+    job_id: str
+    state: JobState
+    spec: dict[str, Any]
+    done_shards: int
+    num_shards: int
+    files: list[ResultFile]  # in order of their prompts
+
+
+class JobResults:
+    """The results of one job. Every method looks afresh, so that a running job's rows grow from call to call."""
+
+    def __init__(
+        self, paths: JobPaths, contents: Callable[[], Contents], manifest: Callable[[], dict[str, Any]]
+    ) -> None:
+        self.paths = paths
+        self._contents = contents
+        self.manifest = manifest
+        """The manifest as plain data: of the database as it is now, or of the copied folder."""
+
+    @classmethod
+    def of(cls, store: Store, settings: Settings, job_id: str) -> JobResults:
+        """The results of a job in the database."""
+        paths = JobPaths(settings.results, job_id)
+        return cls(paths, lambda: _from_store(store, paths), lambda: build(store, job_id))
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> JobResults:
+        """The results in a job's folder, copied or exported as Parquet, by its manifest alone.
+
+        Raises ResultsError if it has none.
+        """
+        paths = JobPaths.at(Path(folder))
+        read_manifest(paths.folder)
+        return cls(paths, lambda: _from_manifest(paths), lambda: read_manifest(paths.folder))
+
+    def contents(self, *, partial: bool = False) -> Contents:
+        """The job and its committed files. Raises NotFinished unless the job has ended or `partial`."""
+        contents = self._contents()
+        if not (partial or contents.state.ended):
+            raise NotFinished(
+                f"job {contents.job_id} is {contents.state}, with {contents.done_shards} of {contents.num_shards} "
+                "shards done: wait for it, or ask for what there is (partial=True, --partial)"
+            )
+        return contents
+
+    def files(self, *, partial: bool = False) -> list[ResultFile]:
+        """The committed files. Raises NotFinished unless the job has ended or `partial`."""
+        return self.contents(partial=partial).files
+
+    def rows(self, *, partial: bool = False, arrays: bool = False) -> Iterator[dict[str, Any]]:
+        """One dict a sequence; per-token values are lists, or with `arrays` numpy arrays (ids int32, nats float32).
+
+        Raises NotFinished unless the job has ended or `partial`; ResultsError if a file is missing or damaged.
+        """
+        return rows_of(self.files(partial=partial), arrays=arrays)
+
+    def errors(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
+        """One dict a prompt that failed: prompt_index, sample_index (None: all samples), custom_id, error.
+
+        Raises as `rows`.
+        """
+        return errors_of(self.files(partial=partial))
+
+    def to_batched(self, *, partial: bool = False) -> tuple[BatchedSequences, LogprobResults]:
+        """All sequences as the core's containers, in memory; see `jobs.batched`. Raises as `rows`."""
+        from jobs.batched import to_batched
+
+        contents = self.contents(partial=partial)
+        return to_batched(rows_of(contents.files, arrays=True), contents.spec["G"], contents.spec["seed"])
+
+    def to_pandas(self, *, partial: bool = False) -> pandas.DataFrame:
+        """All sequences as a DataFrame, one row each, in memory. Raises as `rows`."""
+        return read_table([file.path for file in self.files(partial=partial)]).to_pandas()
+
+    def dataset(self, *, partial: bool = False) -> datasets.Dataset:
+        """All sequences as a `datasets.Dataset`, mapped from its cache on disk. Raises as `rows`."""
+        import datasets
+
+        paths = [str(file.path) for file in self.files(partial=partial) if file.sequences]
+        if not paths:
+            return datasets.Dataset(SHARD_SCHEMA.empty_table())
+        missing = next((path for path in paths if not Path(path).is_file()), None)
+        if missing is not None:
+            raise ResultsError(f"{missing} is missing: its folder was moved, cleared or copied in part")
+        return datasets.Dataset.from_parquet([glob.escape(path) for path in paths])  # it takes patterns
+
+
+def rows_of(files: Iterable[ResultFile], *, arrays: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of these files, as `JobResults.rows`."""
+    return (row for file in files for row in read_rows(file.path, arrays=arrays))
+
+
+def errors_of(files: Iterable[ResultFile]) -> Iterator[dict[str, Any]]:
+    """The prompt errors of these files, as `JobResults.errors`."""
+    return (error for file in files if file.errors is not None for error in read_jsonl(file.errors))
+
+
+def _from_store(store: Store, paths: JobPaths) -> Contents:
+    job = store.job(paths.job_id)
+    files = [
+        ResultFile(
+            path=paths.resolve(shard.file),
+            errors=paths.resolve(shard.errors_file) if shard.errors_file else None,
+            sha256=shard.sha256 or "",
+            sequences=shard.sequences,
+            tokens=shard.tokens,
+            prompt_errors=shard.prompt_errors,
+        )
+        for shard in store.iter_shards(job.id, ShardState.DONE)
+        if shard.file is not None
+    ]
+    return Contents(job.id, job.state, job.spec, job.done_shards, job.num_shards, files)
+
+
+def _from_manifest(paths: JobPaths) -> Contents:
+    data = read_manifest(paths.folder)
+    files = [
+        ResultFile(
+            path=paths.resolve(entry["file"]),
+            errors=paths.resolve(entry["errors_file"]) if entry["errors_file"] else None,
+            **{name: entry[name] for name in ("sha256", "sequences", "tokens", "prompt_errors")},
+        )
+        for entry in data["files"]
+    ]
+    if any(file.path.suffix != ".parquet" for file in files):
+        raise ResultsError(f"{paths.folder} is an export as JSONL: read sequences.jsonl line by line, or fetch Parquet")
+    counts = data["counts"]
+    state = JobState(data["state"])
+    return Contents(data["id"], state, data["spec"], counts["done_shards"], counts["num_shards"], files)

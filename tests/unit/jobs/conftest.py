@@ -1,0 +1,110 @@
+"""A real store on SQLite, and a worker's hand that runs shards without a model: rows are a function of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.parquet import write_errors, write_rows
+from jobs.paths import JobPaths
+from jobs.records import Claim, Job, ShardResult
+from jobs.results import JobResults
+from jobs.settings import Settings
+from jobs.snapshot import SnapshotRow, read_rows
+from jobs.spec import JobSpec
+from jobs.store import Store
+from jobs.submit import Submitted, submit
+
+
+def made_row(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
+    """The row of one sequence: its length and values follow from (prompt_index, sample_index)."""
+    length = (3 * prompt.prompt_index + sample) % 5
+    values = -0.25 * np.arange(1, length + 1, dtype=np.float32)
+    sampling = values.copy()
+    sampling[:1] = -np.inf
+    return {
+        "prompt_index": prompt.prompt_index,
+        "sample_index": sample,
+        "custom_id": prompt.custom_id,
+        "prompt": prompt.prompt,
+        "response": "é" * length,
+        "answer": prompt.answer,
+        "prompt_ids": [7, prompt.prompt_index],
+        "response_ids": list(range(length)),
+        "logprobs": values,
+        "entropies": -values,
+        "sampling_logprobs": sampling,
+        "sampling_entropies": None,
+        "finish_reason": "length",
+        "stop_offset": None,
+        "token_ends": list(range(1, length + 1)),
+    }
+
+
+@dataclass(slots=True)
+class House:
+    """One store with its results root."""
+
+    settings: Settings
+    store: Store
+
+    def submit(self, prompts: Any = None, **fields: Any) -> Submitted:
+        data = {"model": "tiny-arithmetic", "G": 2, "seed": 1, "shard_size": 2, **fields}
+        return submit(self.store, self.settings, JobSpec.parse(data), owner="ann", prompts=prompts)
+
+    def paths(self, job: Job) -> JobPaths:
+        return JobPaths(self.settings.results, job.id)
+
+    def results(self, job: Job) -> JobResults:
+        return JobResults.of(self.store, self.settings, job.id)
+
+    def claim(self) -> Claim | None:
+        return self.store.claim("w1", queues=["default"], model=None, age_limit=600)
+
+    def run_one(self) -> Claim:
+        """Claim a shard and commit it. A prompt that reads `bad` becomes an error."""
+        claim = self.claim()
+        assert claim is not None
+        paths, shard = self.paths(claim.job), claim.shard
+        prompts = read_rows(paths, shard.segment, shard.start, shard.stop)
+        samples = claim.job.num_sequences // claim.job.num_prompts
+        rows = [made_row(p, g) for g in range(samples) for p in reversed(prompts) if p.prompt != "bad"]
+        errors = [
+            {"prompt_index": p.prompt_index, "sample_index": None, "custom_id": p.custom_id, "error": "it is bad"}
+            for p in prompts
+            if p.prompt == "bad"
+        ]
+        file, errors_file = paths.attempt_files(shard.index, shard.attempt)
+        written = write_rows(paths.resolve(file), rows)
+        if errors:
+            write_errors(paths.resolve(errors_file), errors)
+        result = ShardResult(
+            file=file,
+            errors_file=errors_file if errors else None,
+            sha256=written.sha256,
+            bytes=written.bytes,
+            sequences=len(rows),
+            tokens=sum(len(row["response_ids"]) for row in rows),
+            prompt_errors=len(errors),
+            details={"device": "hand"},
+        )
+        assert self.store.commit(claim, result)
+        return claim
+
+    def finish(self, job: Job) -> Job:
+        while (now := self.store.job(job.id)).pending_shards:
+            self.run_one()
+        return now
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    settings = Settings(home=tmp_path / "home")
+    store = Store.open(settings)
+    yield House(settings, store)
+    store.close()
