@@ -1,0 +1,88 @@
+"""Work here and now: `seqproc worker --idle-exit` as a child process, for whoever waits with no worker alive.
+
+The child is a process like any other worker, in a session of its own: Ctrl-C in the terminal ends the waiting, not the
+work, and the child leaves by itself when nothing is left.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import IO
+
+from jobs.errors import SeqprocError
+from jobs.processes import is_dead
+from jobs.records import Job
+from jobs.store import Store
+
+_CANNOT_GO_ON = 3  # exit code of `seqproc worker --idle-exit`; its last line on stderr says why
+_SILENT = 60.0  # seconds: workers are seen about every second, so one silent for so long is not counted on
+_FAILED_STARTS = 2  # in a row, that said why
+_DEATHS_IN_A_ROW = 5  # of children that brought the job no further
+
+
+def serving(store: Store, queue: str) -> bool:
+    """Whether a worker of this queue is alive, as far as this host can know."""
+    now = store.clock()
+    return any(
+        queue in worker.queues and not is_dead(worker) and now - worker.seen_at < _SILENT for worker in store.workers()
+    )
+
+
+@dataclass(slots=True)
+class ChildWorker:
+    """Keeps one embedded worker running while a job needs it. `insist`: also when other workers are alive."""
+
+    store: Store
+    queue: str
+    environment: dict[str, str]
+    insist: bool = False
+    _process: subprocess.Popen[bytes] | None = None
+    _stderr: IO[bytes] | None = None
+    _deaths: int = 0
+    _seen: int = -1  # shards done at the last death
+
+    def keep_running(self, job: Job) -> None:
+        """Start a worker if none serves the queue. Raises SeqprocError when children cannot get on with the job."""
+        if self._process is not None and self._process.poll() is not None:
+            self._left(job, self._process.returncode)
+        if self._process is None and (self.insist or not serving(self.store, self.queue)):
+            self._start()
+
+    def _start(self) -> None:
+        self._stderr = TemporaryFile()  # noqa: SIM115  read when the child has left
+        self._process = subprocess.Popen(
+            # -P: a folder named `jobs` where the user happens to stand must not be taken for ours
+            [sys.executable, "-P", "-m", "jobs", "worker", "--idle-exit", "--quiet", "--queue", self.queue],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            start_new_session=True,
+        )
+
+    def _left(self, job: Job, code: int) -> None:
+        why = self._last_words()
+        self._process = None
+        if code == _CANNOT_GO_ON:
+            if not job.pending_shards or serving(self.store, self.queue):
+                return  # another worker is at it, or can be
+            raise SeqprocError(
+                f"the worker here cannot go on: {why}\nThe job stays as it is: mend this, then wait again"
+            )
+        if code == 0:
+            return
+        self._deaths = self._deaths + 1 if job.done_shards == self._seen else 1
+        self._seen = job.done_shards
+        if self._deaths >= (_FAILED_STARTS if code == 1 else _DEATHS_IN_A_ROW):
+            manner = f"with exit code {code}" if code > 0 else f"by signal {-code}"
+            raise SeqprocError(f"the worker started for job {job.id} ended {manner}: {why or 'it said nothing'}")
+
+    def _last_words(self) -> str:
+        assert self._stderr is not None
+        with self._stderr as stderr:
+            stderr.seek(max(0, stderr.seek(0, 2) - 4000))
+            lines = stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("Error: ") if lines else ""

@@ -1,0 +1,55 @@
+"""Reading what workers logged about a job: JSON lines, a file a worker, under the results root."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.paths import worker_log
+from jobs.store import Store
+
+_LOOK_EVERY = 0.3  # seconds
+
+
+def job_log(store: Store, root: Path, job_id: str, *, follow: bool = False) -> Iterator[dict[str, Any]]:
+    """Lines of the job, oldest first; with `follow`, then each new one until the job has ended."""
+    read: dict[str, int] = {}  # worker → bytes of its file that were read
+    while True:
+        ended = store.job(job_id).state.ended  # asked before reading, so that the last lines are not missed
+        workers = store.job_workers(job_id)
+        lines: list[dict[str, Any]] = []
+        for worker in workers:
+            found, read[worker] = _lines(worker_log(root, worker), read.get(worker, 0), job_id)
+            lines += found
+        yield from sorted(lines, key=lambda line: float(line.get("time", 0)))
+        if ended or not follow:
+            return
+        time.sleep(_LOOK_EVERY)
+
+
+def _lines(path: Path, offset: int, job_id: str) -> tuple[list[dict[str, Any]], int]:
+    """The job's lines after `offset`, and where the last whole line ends."""
+    found = []
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    break  # still being written
+                offset += len(raw)
+                if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id:
+                    found.append(line)
+    except FileNotFoundError:  # a worker of a machine whose results folder was not shared, or logs that were cleaned
+        pass
+    return found, offset
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except ValueError:  # a worker that died mid-line
+        return {}
+    return line if isinstance(line, dict) else {}

@@ -1,0 +1,283 @@
+"""Whose fault it is: a shard's, a prompt's, the job's or the worker's own, and what then happens to each.
+
+The engine is a stand-in that makes fixed rows and fails on demand; store, files and protocol are the real ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs import Client
+from jobs.client import JobHandle
+from jobs.errors import StoreError
+from jobs.records import Job
+from jobs.settings import Settings
+from jobs.snapshot import SnapshotRow
+from jobs.store import Store
+from worker import attempt as attempt_module
+from worker.drain import Drain
+from worker.engine import OnStep, ShardRows
+from worker.faults import JobFault, WorkerFault
+from worker.stop import Stop
+
+
+class FixedEngine:
+    """Makes G rows of two tokens for each prompt; `fault`, if set, is called first with (job, rows, on_step)."""
+
+    device = "cpu"
+    loaded = None
+
+    def __init__(self) -> None:
+        self.identity = {"model": "sha256:1"}
+        self.fault: Callable[[Job, Sequence[SnapshotRow], OnStep], None] | None = None
+        self.cannot_load: Exception | None = None
+
+    def prepare(self, job: Job) -> dict[str, str]:
+        if self.cannot_load is not None:
+            raise self.cannot_load
+        return self.identity
+
+    def run(self, job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> ShardRows:
+        if self.fault is not None:
+            self.fault(job, rows, on_step)
+        made = ShardRows()
+        for prompt in rows:
+            if prompt.prompt == "poison":
+                named = {"prompt_index": prompt.prompt_index, "sample_index": None, "custom_id": prompt.custom_id}
+                made.errors.append(named | {"error": "the prompt cannot be taken"})
+                continue
+            for g in range(job.num_sequences // job.num_prompts):
+                made.rows.append(_row(prompt, g))
+                on_step(2, 1)
+        return made
+
+    def details(self) -> dict[str, Any]:
+        return {"device": "none"}
+
+
+def _row(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
+    values = np.array([-0.5, -0.25], dtype=np.float32)
+    return {
+        "prompt_index": prompt.prompt_index,
+        "sample_index": sample,
+        "custom_id": prompt.custom_id,
+        "prompt": prompt.prompt,
+        "response": "ab",
+        "answer": None,
+        "prompt_ids": [1, 2, 3],
+        "response_ids": [4, 5],
+        "logprobs": values,
+        "entropies": values,
+        "sampling_logprobs": values,
+        "sampling_entropies": values,
+        "token_ends": [1, 2],
+        "finish_reason": "length",
+        "stop_offset": None,
+    }
+
+
+class Bench:
+    """A client, an engine and a drain in this process."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = Settings(home=home, heartbeat_seconds=0.02, poll_seconds=0.02, max_failures=3)
+        self.client = Client(self.settings)
+        self.engine = FixedEngine()
+        self.stop = Stop()
+        self.drain = self.another("w1")
+
+    def another(self, worker_id: str) -> Drain:
+        return Drain(self.client.store, self.settings, self.engine, worker_id, ["default"], self.stop)
+
+    def submit(self, *prompts: str, **fields: Any) -> JobHandle:
+        spec: dict[str, Any] = {"model": "tiny-arithmetic", "G": 2, "seed": 1, "shard_size": 2} | fields
+        return self.client.submit(prompts=list(prompts) or [f"p{i}" for i in range(6)], **spec)
+
+    def files(self, job: JobHandle) -> set[str]:
+        folder = self.settings.results / "jobs" / job.id
+        return {str(path.relative_to(folder)) for name in ("shards", "errors") for path in (folder / name).glob("*")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path / "home")
+    yield made
+    made.client.close()
+
+
+def test_a_job_is_drained_to_its_end(bench: Bench) -> None:
+    job = bench.submit()
+    assert bench.drain.until_idle() is None
+    record = job.refresh()
+    assert (record.state, record.done_shards, record.done_sequences, record.done_tokens) == ("succeeded", 3, 12, 24)
+    assert len(list(job.rows())) == 12
+    assert record.manifest_revision == record.revision
+    assert record.identity == bench.engine.identity
+
+
+def test_a_prompts_fault_fails_that_prompt_alone(bench: Bench) -> None:
+    job = bench.submit("a", "poison", "b")
+    bench.drain.until_idle()
+    record = job.refresh()
+    assert (record.state, record.prompt_errors, record.done_sequences) == ("succeeded", 1, 4)
+    assert [(e["prompt_index"], e["error"]) for e in job.results.errors()] == [(1, "the prompt cannot be taken")]
+    sequences, _ = job.to_batched()
+    assert sequences.prompt_indices == [0, 2]
+
+
+def test_a_shards_fault_counts_and_fails_it_at_the_limit_while_the_others_are_done(bench: Bench) -> None:
+    def fault(job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> None:
+        if rows[0].prompt_index == 2:
+            raise ValueError("these rows cannot be done")
+
+    bench.engine.fault = fault
+    job = bench.submit()
+    bench.drain.until_idle()
+    record = job.refresh()
+    assert (record.state, record.done_shards, record.failed_shards) == ("failed", 2, 1)
+    failed = bench.client.store.shard(job.id, 1)
+    assert (failed.failures, failed.attempt) == (3, 3)
+    assert failed.error is not None
+    assert "these rows cannot be done" in failed.error
+    bench.engine.fault = None
+    job.retry(failed_only=True)
+    bench.drain.until_idle()
+    assert job.refresh().state == "succeeded"
+    assert bench.client.store.shard(job.id, 1).attempt == 4, "retry never lowers the attempt"
+
+
+def test_the_jobs_own_fault_ends_it_with_its_sentence(bench: Bench) -> None:
+    bench.engine.cannot_load = JobFault("there is no model org/none on the hub")
+    job = bench.submit()
+    assert bench.drain.until_idle() is None
+    record = job.refresh()
+    assert (record.state, record.error) == ("failed", "there is no model org/none on the hub")
+    assert record.pending_shards == record.running_shards == 0
+
+
+def test_the_workers_own_fault_hands_back_without_a_failure_and_serves_other_jobs(bench: Bench) -> None:
+    bench.engine.cannot_load = WorkerFault("no network")
+    job = bench.submit()
+    why = bench.drain.until_idle()
+    assert why is not None
+    assert "no network" in why
+    record = job.refresh()
+    assert record.state == "running"
+    assert record.notice is not None
+    assert "no network" in record.notice
+    assert all(shard.failures == 0 for shard in bench.client.store.shards(job.id))
+    bench.engine.cannot_load = None
+    other = bench.submit("x")
+    bench.drain.once()
+    assert other.refresh().state == "succeeded"
+    assert job.refresh().done_shards == 0, "left alone for a while"
+    bench.another("w2").until_idle()
+    assert job.refresh().state == "succeeded"
+
+
+def test_another_model_under_the_same_name_is_refused(bench: Bench) -> None:
+    job = bench.submit()
+
+    def stop_after_one(job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> None:
+        if rows[0].prompt_index > 0:
+            bench.engine.identity = {"model": "sha256:2"}
+
+    bench.engine.fault = stop_after_one
+    why = bench.drain.until_idle()
+    assert why is not None
+    assert "not what the job began with" in why
+    assert job.refresh().identity == {"model": "sha256:1"}
+
+
+def test_disk_full_is_the_workers_fault_and_leaves_no_half_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submit()
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    why = bench.drain.until_idle()
+    monkeypatch.setattr(os, "fsync", real)
+    assert why is not None
+    assert str(bench.settings.results) in why
+    assert bench.files(job) == set()
+    assert all(shard.failures == 0 for shard in bench.client.store.shards(job.id))
+
+
+def test_a_commit_that_comes_too_late_removes_its_own_files_only(bench: Bench) -> None:
+    """While the first worker runs the shard, the shard is taken back and finished by a second one."""
+    job = bench.submit("a", "poison")
+
+    def overtaken(job_row: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> None:
+        bench.engine.fault = None
+        (shard,) = bench.client.store.shards(job_row.id, states=["running"])
+        beat = bench.client.store.shard(job_row.id, shard.index).beat
+        while not bench.client.store.reap(
+            job_row.id, shard.index, shard.attempt, beat=beat, reason="for the test", limit=9
+        ):
+            beat = bench.client.store.shard(job_row.id, shard.index).beat
+        bench.another("w2").once()
+
+    bench.engine.fault = overtaken
+    bench.drain.once()
+    record = job.refresh()
+    assert record.state == "succeeded"
+    shard = bench.client.store.shard(job.id, 0)
+    assert shard.attempt == 2
+    assert bench.files(job) == {shard.file, shard.errors_file}
+
+
+def test_a_commit_whose_reply_was_lost_is_known_as_done(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submit("a")
+    commit, calls = Store.commit, []
+
+    def cut(self: Store, *args: Any) -> bool:
+        calls.append(commit(self, *args))
+        if len(calls) == 1:
+            raise StoreError("the connection was cut after the commit")
+        return calls[-1]
+
+    monkeypatch.setattr(Store, "commit", cut)
+    monkeypatch.setattr(attempt_module, "wait_exponential", lambda max: 0)
+    bench.drain.until_idle()
+    assert calls == [True, True]
+    record = job.refresh()
+    assert (record.state, record.done_shards, record.done_sequences) == ("succeeded", 1, 2)
+    assert bench.files(job) == {bench.client.store.shard(job.id, 0).file}
+
+
+def test_cancel_reaches_the_running_shard_through_its_heartbeat(bench: Bench) -> None:
+    def cancel(job_row: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> None:
+        job.cancel()
+        for _ in range(100_000):
+            on_step(0, 0)
+            threading.Event().wait(0.005)
+        raise AssertionError("never told to stop")
+
+    bench.engine.fault = cancel
+    job = bench.submit()
+    bench.drain.until_idle()
+    record = job.refresh()
+    assert (record.state, record.cancelled_shards) == ("cancelled", 3)
+
+
+def test_a_stop_hands_the_running_shard_back(bench: Bench) -> None:
+    def stop(job_row: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> None:
+        bench.stop.set()
+        on_step(1, 0)
+
+    bench.engine.fault = stop
+    job = bench.submit()
+    assert bench.drain.until_idle() is None
+    record = job.refresh()
+    assert (record.state, record.pending_shards, record.running_shards) == ("running", 3, 0)
+    assert [a.outcome for a in bench.client.store.attempts(job.id)] == ["handed back"]

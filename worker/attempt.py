@@ -1,0 +1,158 @@
+"""One attempt at one shard: from the claim to the commit, and whose fault it is when it does not get there.
+
+Order of a success: rows computed, files closed, fsynced and renamed, then one transaction. A file that the commit did
+not take is deleted only when the database says that no row names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
+
+from jobs.errors import ResultsError, StoreError
+from jobs.parquet import write_errors, write_rows
+from jobs.paths import JobPaths
+from jobs.records import Claim, ShardResult
+from jobs.settings import Settings
+from jobs.snapshot import SnapshotRow, read_rows
+from jobs.store import Store
+from worker.engine import Engine, ShardRows
+from worker.faults import JobFault, MachineFault, WorkerFault
+from worker.heartbeat import Heartbeat, LeaseLost, ShardStopped
+from worker.stop import Stop
+
+log = logging.getLogger(__name__)
+
+_COMMIT_PATIENCE = 300.0  # seconds that a finished shard waits for a database that is away
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Runs one claim. `run` returns normally whatever the shard's own fate.
+
+    WorkerFault and MachineFault pass, after the shard was handed back without a failure. StoreError passes too: then
+    nothing could be written of the shard's fate, and whoever called hands it back when the database answers again.
+    """
+
+    store: Store
+    settings: Settings
+    engine: Engine
+    claim: Claim
+    stop: Stop
+    look: Callable[[], object]  # after the shards of other workers, now and then
+
+    @property
+    def paths(self) -> JobPaths:
+        return JobPaths(self.settings.results, self.claim.job.id)
+
+    def run(self) -> None:
+        shard = self.claim.shard
+        seconds = self.settings.heartbeat_seconds
+        with Heartbeat(self.store, self.claim, seconds, self.stop, self.look) as heartbeat:
+            try:
+                self._work(heartbeat)
+            except LeaseLost:
+                log.warning("shard %d is not attempt %d's any more", shard.index, shard.attempt)
+            except ShardStopped as stopped:
+                reason = type(stopped).__name__.lower()
+                log.info("shard %d handed back: %s", shard.index, reason)
+                self.store.hand_back(self.claim, reason)
+            except JobFault as error:
+                log.error("the job cannot run: %s", error)
+                self.store.fail_job(self.claim, str(error))
+            except (WorkerFault, MachineFault) as fault:
+                self._own_fault(fault)
+                raise
+            except StoreError:
+                raise
+            except Exception as error:
+                machine = _of_the_machine(error)
+                if machine is not None:
+                    self._own_fault(machine)
+                    raise machine from error
+                self._failed(error)
+
+    def _work(self, heartbeat: Heartbeat) -> None:
+        job = self.claim.job
+        with heartbeat.deaf():
+            identity = self._prepare()
+        pinned = self.store.pin_identity(self.claim, identity)
+        if pinned != identity:
+            differs = ", ".join(sorted(k for k in pinned.keys() | identity.keys() if pinned.get(k) != identity.get(k)))
+            raise WorkerFault(f"{job.model} here is not what the job began with: other {differs}; bring the same files")
+        made = self.engine.run(job, self._prompts(), heartbeat.step)
+        heartbeat.check()
+        self._commit(made)
+
+    def _prepare(self) -> dict[str, str]:
+        try:
+            return self.engine.prepare(self.claim.job)
+        except JobFault as fault:
+            if self.store.job(self.claim.job.id).identity is None:
+                raise
+            raise WorkerFault(f"another worker could load what this one cannot: {fault}") from fault
+
+    def _prompts(self) -> list[SnapshotRow]:
+        shard = self.claim.shard
+        try:
+            return read_rows(self.paths, shard.segment, shard.start, shard.stop)
+        except ResultsError as error:
+            if self.paths.segment(shard.segment).is_file():
+                raise ValueError(str(error)) from error  # damaged for every worker: the shard's own fault
+            raise
+
+    def _commit(self, made: ShardRows) -> None:
+        shard = self.claim.shard
+        file, errors_file = self.paths.attempt_files(shard.index, shard.attempt)
+        written = write_rows(self.paths.resolve(file), made.rows)
+        if made.errors:
+            write_errors(self.paths.resolve(errors_file), made.errors)
+        result = ShardResult(
+            file=file,
+            errors_file=errors_file if made.errors else None,
+            sha256=written.sha256,
+            bytes=written.bytes,
+            sequences=len(made.rows),
+            tokens=made.tokens,
+            prompt_errors=len(made.errors),
+            details=self.engine.details(),
+        )
+        patience = Retrying(
+            retry=retry_if_exception_type(StoreError),
+            stop=lambda state: self.stop.is_set() or (state.seconds_since_start or 0) > _COMMIT_PATIENCE,
+            wait=wait_exponential(max=10),
+            sleep=self.stop.wait,
+            reraise=True,
+        )
+        if patience(self.store.commit, self.claim, result):
+            log.info("shard %d done: %d sequences, %d tokens", shard.index, result.sequences, result.tokens)
+            return
+        log.warning("shard %d attempt %d came too late; its files are removed", shard.index, shard.attempt)
+        for name in filter(None, (result.file, result.errors_file)):
+            if not self.store.names_file(self.claim.job.id, shard.index, name):
+                self.paths.resolve(name).unlink(missing_ok=True)
+
+    def _own_fault(self, fault: Exception) -> None:
+        log.error("shard %d handed back, by this worker's fault: %s", self.claim.shard.index, fault)
+        self.store.hand_back(self.claim, str(fault), notice=True)
+
+    def _failed(self, error: Exception) -> None:
+        shard = self.claim.shard
+        log.exception("shard %d attempt %d failed", shard.index, shard.attempt)
+        sentence = f"{type(error).__name__}: {error}"
+        state = self.store.fail(self.claim, sentence, limit=self.settings.max_failures)
+        log.info("shard %d is now %s", shard.index, state)
+
+
+def _of_the_machine(error: Exception) -> MachineFault | None:
+    """The fault of the machine that this error stands for, if it is one."""
+    if isinstance(error, ResultsError):
+        return MachineFault(str(error))
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        return MachineFault(f"{error.strerror}: {error.filename or 'no file named'}")
+    return None

@@ -1,0 +1,88 @@
+"""`seqproc worker`: one process that serves queues until it is told to leave, or until nothing is left.
+
+Importing this module loads nothing heavy: `seqproc --help` lists the command.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.errors import SeqprocError, StoreError
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+    from worker.stop import Stop
+
+CANNOT_GO_ON = 3  # exit code of --idle-exit when what is left cannot be done here; the last line says why
+
+
+class CannotGoOn(SeqprocError):
+    """What is left in the queues cannot be done by this worker."""
+
+    exit_code = CANNOT_GO_ON
+
+
+def worker(
+    queue: Annotated[list[str] | None, typer.Option(help="Queue to serve; repeat for several.")] = None,
+    idle_exit: Annotated[bool, typer.Option("--idle-exit", help="Leave when no work is left.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log to the worker's file only.")] = False,
+) -> None:
+    """Run jobs: claim shards, generate, write results. Start one per GPU."""
+    from jobs.settings import Settings
+
+    serve(Settings.load(), queue or ["default"], idle_exit=idle_exit, quiet=quiet)
+
+
+def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool) -> None:
+    """The life of one worker process. SIGTERM or Ctrl-C hands the shard back and leaves; a second one leaves at once.
+
+    Raises StoreError or ResultsError if database or results folder are not to be had, CannotGoOn with --idle-exit.
+    """
+    from jobs.paths import worker_log
+    from jobs.store import Store
+    from jobs.store_id import adopt_or_check
+    from worker.drain import Drain
+    from worker.engine import CoreEngine
+    from worker.faults import DeviceLost
+    from worker.logs import log_to
+    from worker.stop import Stop
+
+    stop = Stop()
+    _on_signals(stop)
+    store = Store.open(settings)
+    try:
+        adopt_or_check(settings.results, store.store_id, adopt=not store.jobs(limit=1))
+        worker_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        log_to(worker_log(settings.results, worker_id), worker_id, quiet=quiet)
+        drain = Drain(store, settings, CoreEngine(settings.trusted_models), worker_id, queues, stop)
+        drain.register()
+        try:
+            if not idle_exit:
+                drain.until_stopped()
+            elif (why := drain.until_idle()) is not None:
+                raise CannotGoOn(why)
+        except DeviceLost as lost:
+            raise CannotGoOn(f"{lost}; start a new worker") from lost
+        finally:
+            # Also when a second signal cut a shard short: what is ours goes back before nobody answers for it.
+            with suppress(StoreError):
+                store.hand_back_all(worker_id, "the worker left")
+                store.forget_worker(worker_id)
+    finally:
+        store.close()
+
+
+def _on_signals(stop: Stop) -> None:
+    def leave(number: int, _frame: Any) -> None:
+        if stop.is_set():
+            raise SystemExit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)

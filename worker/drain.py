@@ -1,0 +1,190 @@
+"""Claim the best shard, run it, commit, again, until nothing is left: the whole life of a worker.
+
+A ring, a poll and a start all mean the same: look. Between shards the drain reaps what dead workers left behind and
+writes manifests that fell behind. A job that cannot be had here is left to others for a while; a fault of the machine
+itself (disk, results folder) pauses everything. A database that is away is waited for, and what was claimed when it
+went is handed back when it answers again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jobs.errors import JobNotFound, ResultsError, StoreError
+from jobs.manifest import ensure_manifest
+from jobs.processes import this_process
+from jobs.reaper import Reaper
+from jobs.records import Claim
+from jobs.settings import Settings
+from jobs.store import Store
+from worker.attempt import Attempt
+from worker.engine import Engine
+from worker.faults import DeviceLost, MachineFault, WorkerFault
+from worker.logs import logging_for
+from worker.stop import Stop
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 15.0, 600.0  # seconds that something which failed here is left alone, doubling
+_DATABASE_PATIENCE = 600.0  # seconds that a worker which leaves when idle waits for a database that is away
+
+
+@dataclass(slots=True)
+class _Pause:
+    """Why something is left alone, and until when (monotonic)."""
+
+    reason: str
+    seconds: float = _FIRST_PAUSE
+    until: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.until = time.monotonic() + self.seconds
+
+    def again(self, reason: str) -> _Pause:
+        return _Pause(reason, min(2 * self.seconds, _LONGEST_PAUSE))
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+
+@dataclass(slots=True)
+class Drain:
+    """One worker's loop over the shards of its queues."""
+
+    store: Store
+    settings: Settings
+    engine: Engine
+    worker_id: str
+    queues: Sequence[str]
+    stop: Stop
+    reaper: Reaper = field(init=False)
+    _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
+    _paused: _Pause | None = None  # nothing can be run here
+    _astray: bool = False  # the database went away with a claim of ours in an unknown state
+
+    def __post_init__(self) -> None:
+        self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
+
+    def register(self) -> None:
+        """Enter this process among the workers."""
+        self.store.register_worker(self.worker_id, this_process(), queues=self.queues, device=self.engine.device)
+
+    def until_stopped(self) -> None:
+        """Work and watch until `stop` is set. Raises DeviceLost."""
+        while not self.stop.is_set():
+            self._patiently()
+            self.stop.wait(self.settings.poll_seconds)
+
+    def until_idle(self) -> str | None:
+        """Work until no shard of the queues is pending or running anywhere.
+
+        Returns None then, or when stopped; else why what is left cannot be done by this worker. Raises StoreError if
+        the database stays away, DeviceLost.
+        """
+        away_since: float | None = None
+        while not self.stop.is_set():
+            failure = self._patiently()
+            if failure is not None:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > _DATABASE_PATIENCE:
+                    raise failure
+            else:
+                away_since = None
+                if not self.store.unfinished_exists(self.queues):
+                    return None
+                if (why := self._cannot()) is not None:
+                    return why
+            self.stop.wait(self.settings.poll_seconds)
+        return None
+
+    def once(self) -> int:
+        """Run shards until no claim succeeds; returns how many were run."""
+        if self._astray:
+            self.store.hand_back_all(self.worker_id, "the database was away")
+            self._astray = False
+        if not self.store.worker_beat(self.worker_id):
+            self.register()
+        ran = 0
+        while not self.stop.is_set():
+            self.reaper.look()
+            claim = self._claim()
+            if claim is None:
+                break
+            self._run(claim)
+            ran += 1
+        self._tidy()
+        return ran
+
+    def _patiently(self) -> StoreError | None:
+        """`once`, and the failure if the database did not answer."""
+        try:
+            self.once()
+        except StoreError as failure:
+            self._astray = True
+            log.error("%s; looking again", failure)
+            return failure
+        return None
+
+    def _claim(self) -> Claim | None:
+        if self._paused is not None and not self._paused.over:
+            return None
+        return self.store.claim(
+            self.worker_id,
+            queues=self.queues,
+            model=self.engine.loaded,
+            age_limit=self.settings.age_limit_seconds,
+            exclude=[job_id for job_id, pause in self._shunned.items() if not pause.over],
+        )
+
+    def _run(self, claim: Claim) -> None:
+        job_id, paused = claim.job.id, None
+        self.store.worker_beat(self.worker_id, job_id=job_id, shard=claim.shard.index, paused=None)
+        try:
+            with logging_for(job_id, claim.shard.index, claim.shard.attempt):
+                Attempt(self.store, self.settings, self.engine, claim, self.stop, self.reaper.look).run()
+            self._shunned.pop(job_id, None)
+            self._paused = None
+        except DeviceLost:
+            raise
+        except MachineFault as fault:
+            paused = str(fault)
+            self._paused = self._paused.again(paused) if self._paused else _Pause(paused)
+        except WorkerFault as fault:
+            paused, before = str(fault), self._shunned.get(job_id)
+            self._shunned[job_id] = before.again(paused) if before else _Pause(paused)
+        loaded = self.engine.loaded
+        told = {"model": loaded[0] if loaded else None, "device": self.engine.device, "paused": paused}
+        self.store.worker_beat(self.worker_id, job_id=None, shard=None, tokens_per_second=None, **told)
+        self._manifest(job_id)
+
+    def _cannot(self) -> str | None:
+        """Why nothing that is left to claim can be done here, if that is so."""
+        if self._paused is not None:
+            return self._paused.reason
+        if not self._shunned or self.store.pending_exists(self.queues, exclude=list(self._shunned)):
+            return None
+        reasons = [f"job {job_id}: {pause.reason}" for job_id, pause in self._shunned.items() if self._waits(job_id)]
+        return "; ".join(reasons) or None
+
+    def _waits(self, job_id: str) -> bool:
+        try:
+            return self.store.job(job_id).pending_shards > 0
+        except JobNotFound:
+            return False
+
+    def _tidy(self) -> None:
+        for job_id in self.store.jobs_with_old_manifest():
+            self._manifest(job_id)
+
+    def _manifest(self, job_id: str) -> None:
+        """Bring the job's manifest up to date if it has ended; what is wrong with one job is no harm to the others."""
+        try:
+            ensure_manifest(self.store, self.settings, job_id)
+        except JobNotFound:
+            pass
+        except ResultsError as error:
+            log.error("no manifest for job %s: %s", job_id, error)

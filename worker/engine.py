@@ -1,0 +1,238 @@
+"""The one place where jobs meet the core: a job's model is loaded and its shards are run.
+
+An engine holds one model at a time. What it gives back is plain rows; it knows no database and writes no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import ValidationError
+
+from jobs.records import Job
+from jobs.snapshot import SnapshotRow
+from jobs.spec import MEASUREMENTS, JobSpec, problems
+from worker.faults import DeviceLost, JobFault, WorkerFault
+
+if TYPE_CHECKING:
+    from sequence_processing import GenerationConfig, Rollout, SequenceProcessor
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, int], None]  # (new tokens, sequences finished since the last call); may raise to stop
+
+
+@dataclass(slots=True)
+class ShardRows:
+    """What running a shard gave: result rows by column name, and the prompts that failed, each with its sentence."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row["response_ids"]) for row in self.rows)
+
+    def sort(self) -> None:
+        self.rows.sort(key=lambda row: (row["prompt_index"], row["sample_index"]))
+        self.errors.sort(key=lambda error: error["prompt_index"])
+
+
+class Engine(Protocol):
+    """What a drain needs of whatever runs shards."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def loaded(self) -> tuple[str, str | None] | None:
+        """(model, adapter) that is in memory."""
+
+    def prepare(self, job: Job) -> dict[str, str]:
+        """Have the job's model in memory; returns what that model is. Raises JobFault, WorkerFault or DeviceLost."""
+
+    def run(self, job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> ShardRows:
+        """Generate or score the rows. Whatever `on_step` raises passes through at once. Raises DeviceLost."""
+
+    def details(self) -> dict[str, Any]:
+        """Versions and settings that belong in the manifest."""
+
+
+class CoreEngine:
+    """Runs shards through `sequence_processing`. torch and transformers load with the first job, not before."""
+
+    def __init__(self, trusted_models: Sequence[str] = ()) -> None:
+        self._trusted = trusted_models
+        self._key: tuple[Any, ...] | None = None
+        self._identity: dict[str, str] = {}
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    @property
+    def device(self) -> str:
+        return str(self._model.device) if self._model is not None else ""
+
+    @property
+    def loaded(self) -> tuple[str, str | None] | None:
+        return (self._key[0], self._key[2]) if self._key else None
+
+    def prepare(self, job: Job) -> dict[str, str]:
+        from sequence_processing import ModelError, SequenceProcessor, load_model
+
+        spec = _spec(job)
+        key = (spec.model, spec.revision, spec.adapter, spec.dtype)
+        try:
+            if key == self._key:  # a local folder may have changed under its name
+                identity = self._identify(spec)
+                if identity == self._identity:
+                    return identity
+            self._key = self._model = self._tokenizer = None  # room for the next one before it comes
+            log.info("loading %s%s", spec.model, f" with adapter {spec.adapter}" if spec.adapter else "")
+            self._model, self._tokenizer = load_model(
+                spec.model,
+                revision=spec.revision,
+                adapter=spec.adapter,
+                dtype=None if spec.dtype == "auto" else spec.dtype,
+                trust_remote_code=spec.model in self._trusted,
+            )
+            self._identity = self._identify(spec)
+            SequenceProcessor(self._model, self._tokenizer)
+        except TypeError as error:  # the core's sentence for a model that it cannot serve
+            raise JobFault(str(error)) from error
+        except ModelError as error:
+            raise (JobFault if error.permanent else WorkerFault)(str(error)) from error
+        self._key = key
+        return self._identity
+
+    def _identify(self, spec: JobSpec) -> dict[str, str]:
+        from sequence_processing import model_identity
+
+        return model_identity(
+            spec.model,
+            revision=spec.revision,
+            adapter=spec.adapter,
+            model=self._model,
+            tokenizer=self._tokenizer,
+        )
+
+    def run(self, job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> ShardRows:
+        import torch
+
+        from sequence_processing import SequenceProcessor
+
+        spec = _spec(job)
+        processor = SequenceProcessor(self._model, self._tokenizer, _config(spec))
+        result = ShardRows()
+        good = _encode(processor, spec, rows, result)
+        try:
+            for rollout in _rollouts(processor, spec, good, on_step):
+                result.rows.append(_row(spec, good[rollout.prompt_index].prompt, rollout))
+                on_step(0, 1)
+        except torch.AcceleratorError as error:  # an illegal access, a lost GPU: nothing runs in this process any more
+            raise DeviceLost(f"the device {self.device} failed: {str(error).splitlines()[0]}") from error
+        result.sort()
+        return result
+
+    def details(self) -> dict[str, Any]:
+        import torch
+
+        packages = ("sequence-processor", "torch", "transformers", "peft", "tokenizers")
+        return {
+            "device": self.device,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        }
+
+
+def _spec(job: Job) -> JobSpec:
+    try:
+        return JobSpec.of_stored(job.spec)
+    except ValidationError as error:
+        raise JobFault(f"the stored spec of job {job.id} cannot be read: {'; '.join(problems(error))}") from error
+
+
+def _config(spec: JobSpec) -> GenerationConfig:
+    from sequence_processing import GenerationConfig
+
+    return GenerationConfig(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(GenerationConfig)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A prompt that the model can take, in tokens; `response` only where one is to be scored."""
+
+    prompt: SnapshotRow
+    ids: list[int]
+    response: list[int]
+
+
+def _encode(
+    processor: SequenceProcessor, spec: JobSpec, rows: Sequence[SnapshotRow], result: ShardRows
+) -> list[_Encoded]:
+    """The prompts that the model can take; the others become errors in `result`."""
+    from sequence_processing import PromptError
+
+    good = []
+    for row in rows:
+        try:
+            ids = processor.encode(row.content, spec.chat_template_kwargs)
+            response: list[int] = []
+            if spec.kind == "score":
+                ids, response = processor.encode_pair(ids, _response(row))
+            good.append(_Encoded(row, ids, response))
+        except PromptError as error:
+            named = {"prompt_index": row.prompt_index, "sample_index": None, "custom_id": row.custom_id}
+            result.errors.append(named | {"error": str(error)})
+    return good
+
+
+def _response(row: SnapshotRow) -> str | list[int]:
+    response = row.response if row.response is not None else row.response_token_ids
+    assert response is not None, "submit checks that a row to score has a response"
+    return response
+
+
+def _rollouts(
+    processor: SequenceProcessor, spec: JobSpec, good: Sequence[_Encoded], on_step: OnStep
+) -> Iterator[Rollout]:
+    def step(new_tokens: int, _live_rows: int) -> None:
+        on_step(new_tokens, 0)
+
+    if spec.kind == "score":
+        return processor.score([(item.ids, item.response) for item in good], on_step=step)
+    return processor.rollouts(
+        [item.ids for item in good],
+        spec.G,
+        seed=spec.seed,
+        prompt_keys=[item.prompt.prompt_index for item in good],
+        on_step=step,
+    )
+
+
+def _row(spec: JobSpec, prompt: SnapshotRow, rollout: Rollout) -> dict[str, Any]:
+    measured: dict[str, Any] = {
+        name: getattr(rollout, name) if name in spec.measurements else None for name in MEASUREMENTS
+    }
+    return {
+        "prompt_index": prompt.prompt_index,
+        "sample_index": rollout.sample_index,
+        "custom_id": prompt.custom_id,
+        "prompt": prompt.prompt if prompt.messages is None else json.dumps(prompt.messages, ensure_ascii=False),
+        "response": rollout.text,
+        "answer": prompt.answer,
+        "prompt_ids": rollout.prompt_ids,
+        "response_ids": rollout.response_ids,
+        **measured,
+        "finish_reason": rollout.finish_reason,
+        "stop_offset": rollout.stop_offset,
+        "token_ends": rollout.token_ends,
+    }
