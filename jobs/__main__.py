@@ -1,0 +1,5 @@
+"""`python -m jobs` is `seqproc`."""
+
+from jobs.cli import main
+
+main()

@@ -1,0 +1,141 @@
+"""`list` and `status`: which jobs there are, and how one of them is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, clean_line, moment, plural, seconds
+from jobs.states import JobState, ShardState
+
+if TYPE_CHECKING:
+    from jobs.client import JobHandle
+    from jobs.records import Job
+    from jobs.store import Store
+
+_REASONS_SHOWN = 5  # of shards and prompts that failed: enough to see the pattern
+
+
+def list_jobs(
+    state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="KEY[=VALUE]", help="Only jobs with this label.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only jobs of this queue.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only jobs of this user.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 50,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """List jobs, newest first."""
+    from jobs.client import Client
+
+    out = Output(as_json=as_json, quiet=quiet)
+    key, equals, value = (label or "").partition("=")
+    with Client() as client:
+        found = client.jobs(
+            states=state or None,
+            model=model,
+            label=(key, value if equals else None) if key else None,
+            queue=queue,
+            owner=owner,
+            limit=limit,
+        )
+    jobs = [handle.record for handle in found]
+    if out.as_json:
+        out.json(jobs)
+    elif out.quiet:
+        for job in jobs:
+            out.data(job.id)
+    elif not jobs:
+        out.hint("No such jobs. Submit one: seqproc submit --help")
+    else:
+        if len(jobs) == limit:
+            out.hint(f"The newest {limit}; -n shows more.")
+        out.table(("ID", "STATE", "SEQUENCES", "TOKENS", "AGE", "MODEL", "NAME"), map(_row, jobs))
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    done = f"{job.done_sequences:,}/{job.num_sequences:,}"
+    age = seconds(max(0.0, time.time() - job.created_at))
+    return (job.id, job.state, done, f"{job.done_tokens:,}", age, job.model, job.name or "")
+
+
+def status(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    """Show how a job is and what went wrong."""
+    from jobs.client import Client
+
+    out = Output(as_json=as_json, quiet=quiet)
+    with Client() as client:
+        handle = client.get(job)
+        if out.as_json:
+            progress = handle.progress  # reads the row again, so that both tell of one moment
+            out.json({**asdict(handle.record), "progress": progress})
+        elif out.quiet:
+            out.data(handle.id)
+        else:
+            for name, text in _lines(handle):
+                out.data(f"{name + ':':<12} {clean_line(text)}")
+            for reason in _reasons(client.store, handle):
+                out.data(f"  {clean_line(reason)}")
+
+
+def _lines(handle: JobHandle) -> list[tuple[str, str]]:
+    progress, job = handle.progress, handle.record
+    shards = (
+        (job.done_shards, "done"),
+        (job.running_shards, "running"),
+        (job.pending_shards, "pending"),
+        (job.failed_shards, "failed"),
+        (job.cancelled_shards, "cancelled"),
+    )
+    lines = [
+        ("id", job.id),
+        ("state", job.state),
+        ("name", job.name or ""),
+        ("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())),
+        ("kind", job.kind if job.kind != "generate" else ""),
+        ("model", job.model),
+        ("adapter", job.adapter or ""),
+        ("queue", f"{job.queue}, priority {job.priority}"),
+        ("seed", str(job.spec["seed"])),
+        ("prompts", f"{job.num_prompts:,} × {job.spec['G']}"),
+        ("sequences", f"{progress.sequences:,} of {progress.num_sequences:,}"),
+        ("tokens", f"{progress.tokens:,}"),
+        ("shards", ", ".join(f"{count:,} {what}" for count, what in shards if count)),
+        ("created", f"{moment(job.created_at)} by {job.owner}"),
+        ("started", moment(job.started_at)),
+        ("ended", _ended(job)),
+        ("notice", job.notice or ""),
+        ("error", job.error or ""),
+    ]
+    return [(name, text) for name, text in lines if text]
+
+
+def _ended(job: Job) -> str:
+    if job.ended_at is None:
+        return ""
+    took = "" if job.started_at is None else f", after {seconds(job.ended_at - job.started_at)}"
+    return moment(job.ended_at) + took
+
+
+def _reasons(store: Store, handle: JobHandle) -> list[str]:
+    """Why shards and prompts failed, the first few of each."""
+    lines = []
+    job = handle.record
+    if job.failed_shards:
+        failed = store.iter_shards(job.id, ShardState.FAILED)
+        lines += [f"shard {shard.index} failed: {shard.error}" for shard in islice(failed, _REASONS_SHOWN)]
+        lines += _more(job.failed_shards, "shard")
+    if job.prompt_errors:
+        errors = islice(handle.results.errors(partial=True), _REASONS_SHOWN)
+        lines += [f"prompt {row['prompt_index']} ({row['custom_id']}): {row['error']}" for row in errors]
+        lines += _more(job.prompt_errors, "prompt")
+    return lines
+
+
+def _more(count: int, noun: str) -> list[str]:
+    return [f"… and {plural(count - _REASONS_SHOWN, noun)} more"] if count > _REASONS_SHOWN else []

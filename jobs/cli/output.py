@@ -1,0 +1,150 @@
+"""What a person or a script sees, from one place: data on stdout, hints and errors on stderr.
+
+Three forms of data: human, `--json` (a job is one object with its `id`), `-q` (ids only, and no hints).
+Text that came from elsewhere (prompts, responses, names, errors) is hostile: every character that could steer a
+terminal is taken out before it is shown, and nothing is ever read as markup. JSON is pure ASCII for the same reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from jobs.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Ids only, no hints.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, a prefix that only it has, or its name.")]
+
+_PIPE_WIDTH = 10_000  # columns of a table that goes to a file: nothing is ever cut there
+_BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *map(ord, _BIDI), 0x2028, 0x2029))
+_MULTI_LINE = {code: new for code, new in _CONTROLS.items() if chr(code) not in "\n\t"}
+_ONE_LINE: dict[int, str | None] = {**_CONTROLS, **dict.fromkeys(map(ord, "\n\t\u2028\u2029"), " ")}
+
+
+def clean(text: str) -> str:
+    """`text` without characters that steer a terminal (C0, C1, bidi, separators); line breaks and tabs stay."""
+    return text.encode("utf-8", "replace").decode().translate(_MULTI_LINE)
+
+
+def clean_line(text: str) -> str:
+    """`clean`, in one line."""
+    return text.encode("utf-8", "replace").decode().translate(_ONE_LINE)
+
+
+class Output:
+    """The form of output that one command was asked for."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        if as_json and quiet:
+            raise UsageError("--json and --quiet are two forms of output; give one of them")
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def data(self, text: str) -> None:
+        """A line, or lines, of what was asked for."""
+        typer.echo(clean(text))
+
+    def hint(self, text: str) -> None:
+        """Something good to know, that no script depends on."""
+        if not self.quiet:
+            typer.echo(clean(text), err=True)
+
+    def json(self, value: Any) -> None:
+        """`value` as JSON: dataclasses as objects, floats that JSON has no word for as null."""
+        typer.echo(json.dumps(_plain(value), indent=2 if sys.stdout.isatty() else None, allow_nan=False))
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Aligned columns; on a terminal a row stays one line."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in header:
+            table.add_column(title, no_wrap=True, overflow="ellipsis")
+        for row in rows:
+            table.add_row(*(Text(clean_line(cell)) for cell in row))
+        console = stdout_console()
+        with console.capture() as capture:
+            console.print(table)
+        typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def error(text: str) -> None:
+    """A failure, in one sentence that names the remedy."""
+    typer.echo(f"Error: {clean(text)}", err=True)
+
+
+def stdout_console() -> Console:
+    """A console for data. Its colours follow the terminal, NO_COLOR and FORCE_COLOR."""
+    return _console(sys.stdout)
+
+
+def stderr_console() -> Console:
+    """A console for progress."""
+    return _console(sys.stderr)
+
+
+def _console(file: TextIO) -> Console:
+    from rich.console import Console
+
+    width = None if file.isatty() else _PIPE_WIDTH
+    return Console(file=file, markup=False, highlight=False, emoji=False, width=width)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None  # −inf: a token outside the nucleus
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def seconds(value: float | None) -> str:
+    """A span of time: `0.8 s`, `42 s`, `7:03`, `2:07:03`, `3 d 04:00`."""
+    if value is None:
+        return "?"
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours_left:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def moment(epoch: float | None) -> str:
+    """A point in time on this machine's clock: `2026-03-01 14:05:09`."""
+    return "" if epoch is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
+
+
+def size(count: float) -> str:
+    """Bytes for people: `3.2 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 shard`, `2,000 shards`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,128 @@
+"""`submit`: prompts and a spec become a job, which is then followed to its end, or left (`-d`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from jobs.cli.follow import follow
+from jobs.cli.output import JsonFlag, Output, QuietFlag, plural, stderr_console
+from jobs.cli.spec_options import to_fields
+from jobs.errors import UsageError
+
+if TYPE_CHECKING:
+    from jobs.client import Client, JobHandle
+    from jobs.spec import JobSpec
+
+_COUNT_EVERY = 5_000  # prompts between updates of the counter
+
+
+def submit(
+    ctx: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(metavar="FILE|-", help="JSONL or Parquet file of prompts; - is standard input.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run a worker here even if others are alive.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, store nothing, show the spec.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Submit a job and follow it.
+
+    Prompts come from a FILE, from standard input (-), from --prompts, or from --dataset.
+    """
+    out = Output(as_json=as_json, quiet=quiet)
+    if detach and local:
+        raise UsageError("--detach leaves the job to other workers and --local runs one here; give one of them")
+    spec = _spec(source, ctx.obj)
+    stdin = sys.stdin.buffer if spec.file == "-" else None
+
+    from jobs.client import Client
+
+    if dry_run:
+        _show_plan(spec, stdin, out)
+        return
+    with Client() as client:
+        with _counter(out) as count:
+            handle = client.submit(spec, stdin=stdin, on_prompt=count)
+        _announce(handle, out)
+        if detach:
+            _leave(client, handle, out)
+        else:
+            raise typer.Exit(follow(handle, out, local=local, print_id=False))
+
+
+def _spec(source: str | None, options: dict[str, Any]) -> JobSpec:
+    from jobs.spec import JobSpec
+
+    fields = to_fields(options)
+    if source is not None and "file" in fields:
+        raise UsageError(f"prompts come from one file, but {source} and --file {fields['file']} are given")
+    if source is not None:
+        fields["file"] = source
+    spec = JobSpec.parse(fields)
+    if spec.prompts is None and spec.file is None and spec.dataset is None:
+        raise UsageError("no prompts: give a FILE, - for standard input, --prompts TEXT or --dataset NAME")
+    return spec
+
+
+def _show_plan(spec: JobSpec, stdin: BinaryIO | None, out: Output) -> None:
+    from jobs.client import Client
+
+    with Client() as client:
+        plan = client.plan(spec, stdin=stdin)
+    counts = {"num_prompts": plan.num_prompts, "num_sequences": plan.num_sequences, "num_shards": plan.num_shards}
+    if out.as_json:
+        out.json({"spec": plan.spec.stored(), **counts})
+    elif not out.quiet:
+        for name, value in {**plan.spec.stored(), **counts}.items():
+            out.data(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+        out.hint("Nothing was stored.")
+
+
+@contextmanager
+def _counter(out: Output) -> Iterator[Callable[[int], None]]:
+    """What to call with the number of prompts read so far; on a terminal it counts up while a long file is read."""
+    console = stderr_console()
+    if out.quiet or not console.is_terminal:
+        yield lambda _count: None
+        return
+    with console.status("Reading prompts") as status:
+
+        def count(number: int) -> None:
+            if number % _COUNT_EVERY == 0:
+                status.update(f"Reading prompts: {number:,}")
+
+        yield count
+
+
+def _announce(handle: JobHandle, out: Output) -> None:
+    """The id at once, so that a follower that is killed leaves it behind; `--json` prints the job when it is left."""
+    job = handle.record
+    if handle.created:
+        sequences, shards = plural(job.num_sequences, "sequence"), plural(job.num_shards, "shard")
+        out.hint(f"Submitted: {plural(job.num_prompts, 'prompt')} × {job.spec['G']} = {sequences} in {shards}")
+    else:
+        out.hint(f"Submitted before under this idempotency key; this is that job, {job.state}")
+    if handle.ignored_columns:
+        out.hint(f"Columns that say nothing to a job were left alone: {', '.join(handle.ignored_columns)}")
+    if not out.as_json:
+        out.data(job.id)
+
+
+def _leave(client: Client, handle: JobHandle, out: Output) -> None:
+    from jobs.child import serving
+
+    if out.as_json:
+        out.json(handle.record)
+    if handle.record.state.ended:
+        return
+    if not serving(client.store, handle.record.queue):
+        out.hint(f"No worker is alive for queue {handle.record.queue}: the job waits until one is (seqproc worker)")
+    out.hint(f"Watch it: seqproc watch {handle.id}   Fetch it: seqproc fetch {handle.id} -o DIR")
