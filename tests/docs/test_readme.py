@@ -1,0 +1,55 @@
+"""What the README says is run: its commands in a shell, its Python as it stands, its settings against the real ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.settings import Settings
+from jobs.states import JOB_EDGES
+from tests.docs.conftest import ROOT, blocks
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEQPROC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_shell_blocks_run_as_written(home: Path) -> None:
+    script = "set -euo pipefail\n" + "\n".join(blocks(README, "sh"))
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert any((home / "out").glob("*.parquet"))
+
+
+def test_python_blocks_run_as_written(home: Path) -> None:
+    names: dict[str, Any] = {"__name__": "readme"}
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(names["frame"]) == 16
+    assert names["client"].get(names["job"].id).record.state == "succeeded"
+    model = names["model"]
+    assert any(parameter.grad is not None for parameter in model.parameters()), "loss.backward() reached the model"
+    names["client"].close()
+
+
+def test_settings_table_names_every_setting_and_no_other() -> None:
+    named = re.findall(r"^\| `SEQPROC_(\w+)`", README, flags=re.MULTILINE)
+    assert [name.lower() for name in named] == list(Settings.model_fields)
+
+
+def test_state_diagram_shows_only_allowed_edges() -> None:
+    drawn = set(re.findall(r"^    (\w+) --> (\w+):", README, flags=re.MULTILINE))
+    assert len(drawn) >= 9
+    assert drawn <= {(str(a), str(b)) for a, b in JOB_EDGES}
