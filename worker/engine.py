@@ -12,6 +12,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
@@ -84,15 +85,14 @@ class CoreEngine:
         return (self._key[0], self._key[2]) if self._key else None
 
     def prepare(self, job: Job) -> dict[str, str]:
-        from sequence_processing import ModelError, SequenceProcessor, load_model
+        from sequence_processing import ModelError, SequenceProcessor, load_model, model_identity
 
         spec = _spec(job)
-        key = (spec.model, spec.revision, spec.adapter, spec.dtype)
+        # A local folder may change under its name: its files' times are part of what is loaded.
+        key = (spec.model, spec.revision, spec.adapter, spec.dtype, _stamp(spec.model), _stamp(spec.adapter))
+        if key == self._key:
+            return self._identity
         try:
-            if key == self._key:  # a local folder may have changed under its name
-                identity = self._identify(spec)
-                if identity == self._identity:
-                    return identity
             self._key = self._model = self._tokenizer = None  # room for the next one before it comes
             log.info("loading %s%s", spec.model, f" with adapter {spec.adapter}" if spec.adapter else "")
             self._model, self._tokenizer = load_model(
@@ -102,25 +102,21 @@ class CoreEngine:
                 dtype=None if spec.dtype == "auto" else spec.dtype,
                 trust_remote_code=spec.model in self._trusted,
             )
-            self._identity = self._identify(spec)
+            self._identity = model_identity(
+                spec.model,
+                revision=spec.revision,
+                adapter=spec.adapter,
+                model=self._model,
+                tokenizer=self._tokenizer,
+            )
+        except ModelError as error:
+            raise (JobFault if error.permanent else WorkerFault)(str(error)) from error
+        try:
             SequenceProcessor(self._model, self._tokenizer)
         except TypeError as error:  # the core's sentence for a model that it cannot serve
             raise JobFault(str(error)) from error
-        except ModelError as error:
-            raise (JobFault if error.permanent else WorkerFault)(str(error)) from error
         self._key = key
         return self._identity
-
-    def _identify(self, spec: JobSpec) -> dict[str, str]:
-        from sequence_processing import model_identity
-
-        return model_identity(
-            spec.model,
-            revision=spec.revision,
-            adapter=spec.adapter,
-            model=self._model,
-            tokenizer=self._tokenizer,
-        )
 
     def run(self, job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> ShardRows:
         import torch
@@ -151,6 +147,14 @@ class CoreEngine:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         }
+
+
+def _stamp(name: str | None) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of each file of a local folder; empty for a hub id, whose revision is pinned."""
+    if name is None or not Path(name).is_dir():
+        return ()
+    files = ((path.name, path.stat()) for path in sorted(Path(name).iterdir()) if path.is_file())
+    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in files)
 
 
 def _spec(job: Job) -> JobSpec:

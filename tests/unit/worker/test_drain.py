@@ -17,7 +17,9 @@ import pytest
 
 from jobs import Client
 from jobs.client import JobHandle
-from jobs.errors import StoreError
+from jobs.errors import ResultsError, StoreError
+from jobs.manifest import read_manifest
+from jobs.paths import JobPaths
 from jobs.records import Job
 from jobs.settings import Settings
 from jobs.snapshot import SnapshotRow
@@ -39,8 +41,11 @@ class FixedEngine:
         self.identity = {"model": "sha256:1"}
         self.fault: Callable[[Job, Sequence[SnapshotRow], OnStep], None] | None = None
         self.cannot_load: Exception | None = None
+        self.while_loading: Callable[[], None] | None = None
 
     def prepare(self, job: Job) -> dict[str, str]:
+        if self.while_loading is not None:
+            self.while_loading()
         if self.cannot_load is not None:
             raise self.cannot_load
         return self.identity
@@ -211,6 +216,124 @@ def test_disk_full_is_the_workers_fault_and_leaves_no_half_file(bench: Bench, mo
     assert str(bench.settings.results) in why
     assert bench.files(job) == set()
     assert all(shard.failures == 0 for shard in bench.client.store.shards(job.id))
+
+
+def test_a_fault_of_the_machine_pauses_everything(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [bench.submit() for _ in range(3)]
+    made = []
+    bench.engine.fault = lambda job, rows, on_step: made.append(job.id)
+
+    def full(path: Path, rows: Any) -> None:
+        raise ResultsError(f"{path.parent}: no space is left")
+
+    monkeypatch.setattr(attempt_module, "write_rows", full)
+    why = bench.drain.until_idle()
+    assert why is not None
+    assert "no space is left" in why
+    assert len(made) == 1, "nothing more is generated only to be thrown away"
+    assert {job.refresh().running_shards for job in jobs} == {0}
+
+
+def test_a_damaged_snapshot_fails_its_shards_and_no_others(bench: Bench) -> None:
+    job = bench.submit()
+    whole = bench.submit()
+    segment = JobPaths(bench.settings.results, job.id).segment(0)
+    segment.write_bytes(segment.read_bytes()[:100])
+    assert bench.drain.until_idle() is None
+    record = job.refresh()
+    assert (record.state, record.failed_shards) == ("failed", 3)
+    assert record.error is not None
+    assert str(segment) in record.error
+    assert whole.refresh().state == "succeeded"
+
+
+def test_what_was_claimed_when_the_database_went_away_is_handed_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submit()
+    pin, away = Store.pin_identity, [True, True]
+
+    def cut(self: Store, *args: Any) -> dict[str, str]:
+        if away and away.pop():
+            raise StoreError("the database does not answer")
+        return pin(self, *args)
+
+    monkeypatch.setattr(Store, "pin_identity", cut)
+    assert bench.drain.until_idle() is None
+    assert job.refresh().state == "succeeded"
+    outcomes = [attempt.outcome for attempt in bench.client.store.attempts(job.id) if attempt.shard == 0]
+    assert outcomes == ["handed back", "handed back", "done"]
+    assert bench.client.store.shard(job.id, 0).failures == 0
+
+
+def test_a_lost_claim_is_found_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim was committed and only its reply was lost: nobody would run that shard."""
+    job = bench.submit("a")
+    claim, calls = Store.claim, []
+
+    def cut(self: Store, *args: Any, **options: Any) -> Any:
+        calls.append(claim(self, *args, **options))
+        if len(calls) == 1:
+            raise StoreError("the connection was cut after the commit")
+        return calls[-1]
+
+    monkeypatch.setattr(Store, "claim", cut)
+    assert bench.drain.until_idle() is None
+    assert job.refresh().state == "succeeded"
+    assert [a.outcome for a in bench.client.store.attempts(job.id)] == ["handed back", "done"]
+
+
+def test_a_manifest_that_cannot_be_written_ends_no_worker(bench: Bench) -> None:
+    job = bench.submit("a")
+    JobPaths(bench.settings.results, job.id).manifest.mkdir()  # root may write anywhere but over a folder
+    assert bench.drain.until_idle() is None
+    other = bench.submit("b")
+    assert bench.drain.until_idle() is None
+    assert job.refresh().state == other.refresh().state == "succeeded"
+
+
+def test_a_job_that_does_not_load_here_is_not_failed_once_another_worker_could_load_it(bench: Bench) -> None:
+    job = bench.submit()
+
+    def break_after_one(job_row: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> None:
+        bench.engine.cannot_load = JobFault("the hub has no such model")
+
+    bench.engine.fault = break_after_one
+    why = bench.drain.until_idle()
+    assert why is not None
+    assert "another worker could load" in why
+    assert job.refresh().state == "running"
+    assert job.record.done_shards == 1
+
+
+def test_while_a_model_loads_a_cancel_takes_effect_all_the_same(bench: Bench) -> None:
+    job = bench.submit()
+
+    def load() -> None:
+        job.cancel()
+        for _ in range(2_000):
+            if job.refresh().state.ended:
+                return
+            threading.Event().wait(0.005)
+        raise AssertionError("the cancel waited for the model")
+
+    bench.engine.while_loading = load
+    bench.drain.until_idle()
+    assert job.refresh().state == "cancelled"
+    assert bench.files(job) == set()
+
+
+def test_a_cancel_that_ends_the_job_writes_its_manifest(bench: Bench) -> None:
+    job = bench.submit()
+    job.cancel()
+    assert read_manifest(JobPaths(bench.settings.results, job.id).folder)["state"] == "cancelled"
+
+
+def test_a_worker_whose_row_was_lost_registers_again(bench: Bench) -> None:
+    bench.drain.once()
+    bench.client.store.forget_worker("w1")
+    bench.drain.once()
+    assert [worker.id for worker in bench.client.store.workers()] == ["w1"]
 
 
 def test_a_commit_that_comes_too_late_removes_its_own_files_only(bench: Bench) -> None:

@@ -1,0 +1,150 @@
+"""The engine on the real small model: each kind of prompt, scoring, and models that do not load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sequence_processing
+from jobs import Client
+from jobs.client import JobHandle
+from jobs.settings import Settings
+from sequence_processing import ModelError
+from worker.drain import Drain
+from worker.engine import CoreEngine
+from worker.faults import DeviceLost
+from worker.stop import Stop
+
+MODEL = Path(sequence_processing.__file__).parent / "models" / "tiny-arithmetic"
+QUESTION = "Think in <think> </think>, then answer in <answer> </answer>.\nUser: What is 2 + 3?\nAssistant: <think>"
+
+
+@pytest.fixture(scope="module")
+def engine() -> CoreEngine:
+    """Keeps its model from test to test, as a worker keeps it from job to job."""
+    return CoreEngine()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    with Client(Settings(home=tmp_path / "home")) as made:
+        yield made
+
+
+def run(client: Client, engine: CoreEngine, **spec: Any) -> JobHandle:
+    """Submit a job and drain it with the engine."""
+    job = client.submit(**{"model": "tiny-arithmetic", "G": 2, "seed": 1, "max_new_tokens": 8} | spec)
+    drain = Drain(client.store, client.settings, engine, "w", ["default"], Stop())
+    drain.until_idle()
+    job.refresh()
+    return job
+
+
+def test_text_messages_and_tokens(client: Client, engine: CoreEngine) -> None:
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
+    job = run(client, engine, prompts=["2+3=", messages, [5, 6, 7]])
+    assert job.record.state == "succeeded"
+    rows = list(job.rows())
+    assert [row["prompt_index"] for row in rows] == [0, 0, 1, 1, 2, 2]
+    assert json.loads(rows[2]["prompt"]) == messages
+    assert rows[4]["prompt_ids"] == [5, 6, 7]
+    for row in rows:
+        assert len(row["response_ids"]) == len(row["logprobs"]) == len(row["entropies"]) == len(row["token_ends"])
+        assert row["token_ends"][-1] == len(row["response"])
+
+
+def test_a_prompt_longer_than_the_context_is_an_error_with_its_lengths(client: Client, engine: CoreEngine) -> None:
+    job = run(client, engine, prompts=["2+3=", "1 " * 3000, "4+5="])
+    assert (job.record.state, job.record.prompt_errors, job.record.done_sequences) == ("succeeded", 1, 4)
+    (error,) = job.results.errors()
+    assert error["prompt_index"] == 1
+    assert "2048" in error["error"]
+    tokens = len(engine._tokenizer("1 " * 3000)["input_ids"])
+    assert str(tokens) in error["error"]
+    assert job.to_batched()[0].prompt_indices == [0, 2]
+
+
+def test_scoring_gives_the_numbers_of_the_sampling_pass(client: Client, engine: CoreEngine) -> None:
+    sampled = list(run(client, engine, prompts=[QUESTION], G=4, temperature=0.7, top_p=0.9).rows())
+    prompts = [{"prompt_token_ids": r["prompt_ids"], "response_token_ids": r["response_ids"]} for r in sampled]
+    prompts.append({"prompt": "2+3=", "response": "5 " * 3000})
+    job = run(client, engine, kind="score", prompts=prompts, temperature=0.7, top_p=0.9)
+    scored = list(job.rows())
+    assert [row["finish_reason"] for row in scored] == ["scored"] * 4
+    for ours, theirs in zip(scored, sampled, strict=True):
+        assert ours["response_ids"] == theirs["response_ids"]
+        assert ours["response"] == theirs["response"]
+        assert ours["token_ends"] == theirs["token_ends"]
+        for name in ("logprobs", "entropies", "sampling_logprobs", "sampling_entropies"):
+            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
+    (error,) = job.results.errors()
+    assert "2048" in error["error"]
+
+
+def test_measurements_that_were_not_asked_for_are_null(client: Client, engine: CoreEngine) -> None:
+    (row, _) = run(client, engine, prompts=["2+3="], measurements=["entropies"]).rows()
+    assert row["entropies"] is not None
+    assert row["logprobs"] is row["sampling_logprobs"] is row["sampling_entropies"] is None
+
+
+@pytest.mark.parametrize(("permanent", "state"), [(True, "failed"), (False, "running")])
+def test_a_model_that_does_not_load(
+    client: Client, monkeypatch: pytest.MonkeyPatch, permanent: bool, state: str
+) -> None:
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise ModelError("The hub has no such model.", permanent=permanent)
+
+    monkeypatch.setattr(sequence_processing, "load_model", refuse)
+    job = run(client, CoreEngine(), model="org/none", prompts=["a"])
+    assert job.record.state == state
+    assert (job.record.error if permanent else job.record.notice) == "The hub has no such model."
+
+
+def test_only_trusted_models_may_bring_code(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, bool] = {}
+
+    def note(name: str, *, trust_remote_code: bool, **options: Any) -> Any:
+        asked[name] = trust_remote_code
+        raise ModelError("noted", permanent=True)
+
+    monkeypatch.setattr(sequence_processing, "load_model", note)
+    for name in ("org/trusted", "org/other"):
+        run(client, CoreEngine(["org/trusted"]), model=name, prompts=["a"])
+    assert asked == {"org/trusted": True, "org/other": False}
+
+
+def test_a_local_model_that_changed_is_loaded_anew(client: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    engine = CoreEngine()
+    first = run(client, engine, model=str(folder), prompts=["2+3="])
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    second = run(client, engine, model=str(folder), prompts=["2+3="])
+    identities = [job.record.identity for job in (first, second)]
+    assert identities[0] is not None
+    assert identities[1] is not None
+    assert identities[0]["model"] == identities[1]["model"]
+    assert identities[0]["chat_template"] != identities[1]["chat_template"]
+
+
+def test_a_broken_device_leaves_the_shard_unharmed_and_ends_the_worker(
+    client: Client, engine: CoreEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(sequence_processing.SequenceProcessor, "rollouts", broken)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        run(client, engine, prompts=["2+3="])
+    (job,) = client.jobs()
+    shard = client.store.shard(job.id, 0)
+    assert (shard.state, shard.failures) == ("pending", 0)
