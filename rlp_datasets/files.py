@@ -1,9 +1,11 @@
 """A user's own files of rows, JSONL and Parquet, streamed with the place of every row.
 
 Invariants
-- Memory is bounded by a line (at most `LONGEST_LINE` bytes) or a batch of Parquet rows, whatever the file's length.
+- Memory is bounded by a line (at most `LONGEST_LINE` bytes before its newline) or a batch of Parquet rows, whatever
+  the file's length.
 - A bad row is yielded as a problem and does not end the reading; a file that cannot be read raises DatasetFileError.
-- What a row must hold is the caller's business: a row is any object of JSON's types, all text valid Unicode.
+- What a row must hold is the caller's business. A row of JSONL is any object of JSON's types, all text valid Unicode;
+  a row of Parquet has what Arrow makes of its columns, so that a column of dates or bytes gives `datetime` or `bytes`.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ def _next_line(stream: BinaryIO, name: str) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    if len(line) > LONGEST_LINE:
+    if len(line.removesuffix(b"\n")) > LONGEST_LINE:
         raise ValueError(f"longer than {LONGEST_LINE:,} bytes")
     text = line.decode("utf-8").rstrip("\r\n")  # or an error at its end would stand in column 1 of the next line
     data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)

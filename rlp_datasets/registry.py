@@ -1,15 +1,16 @@
 """`DATASET_REGISTRY`: dataset names to functions that give a split's examples.
 
 A dataset is a function `(split="train") -> Sequence[Example]`. It is registered by `@register_dataset(name)`, or found
-by that name in the entry-point group `rlp_datasets` of an installed distribution; such a function is imported when it
-is first asked for, and only then.
+by that name in the entry-point group `rlp_datasets` of an installed distribution, which names the function or the
+module that registers it; either is imported when it is first asked for, and only then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, TypeVar
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
 
 from .errors import UnknownDatasetError, UnknownSplitError
 from .example import Example
@@ -38,7 +39,15 @@ class DatasetRegistry(Mapping[str, Dataset]):
             installed = _installed().get(name)
             if installed is None:
                 raise UnknownDatasetError(f"Unknown dataset {name!r}. There are: {', '.join(self)}.")
-            self._functions[name] = _load(installed)
+            loaded = _load(installed)
+            if isinstance(loaded, ModuleType):  # importing it was to register the dataset
+                loaded = self._functions.get(name)
+            if not callable(loaded):
+                raise UnknownDatasetError(
+                    f"Dataset {name!r} is installed as {installed.value!r}, which is no function and registers none of "
+                    "this name. Repair or uninstall the distribution that names it."
+                )
+            self._functions[name] = loaded
         return self._functions[name]
 
     def __contains__(self, name: object) -> bool:
@@ -69,7 +78,7 @@ def register_dataset(name: str) -> Callable[[_Function], _Function]:
             return [Example(text="1+1=", question="1+1", answer="2")]
 
     For processes that do not import your module, add it to your distribution's `pyproject.toml`:
-    `[project.entry-points.rlp_datasets]`, `my_sums = "my_package.datasets:my_sums"`.
+    `[project.entry-points.rlp_datasets]`, `my_sums = "my_package.datasets:my_sums"`, or only `"my_package.datasets"`.
     """
 
     def register(function: _Function) -> _Function:
@@ -89,18 +98,16 @@ def _installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
-def _load(point: EntryPoint) -> Dataset:
+def _load(point: EntryPoint) -> Any:
+    """What the entry point names. Raises UnknownDatasetError whatever its module raises: it is somebody's program."""
     try:
-        function = point.load()
-    except (ImportError, AttributeError) as error:
+        return point.load()
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UnknownDatasetError(
-            f"Dataset {point.name!r} is installed as {point.value!r} but cannot be imported: {error}. "
+            f"Dataset {point.name!r} is installed as {point.value!r} but cannot be imported: {reason}. "
             "Repair or uninstall the distribution that names it."
         ) from error
-    if not callable(function):
-        raise UnknownDatasetError(f"Dataset {point.name!r} is installed as {point.value!r}, which is no function.")
-    loaded: Dataset = function
-    return loaded
 
 
 def _origin(function: object) -> str:

@@ -4,8 +4,11 @@ Both batch sizes count rows: one prompt, one sample. They change speed and memor
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import SupportsIndex, cast
 
 
 @dataclass
@@ -38,16 +41,37 @@ class GenerationConfig:
         check_count("max_new_tokens", self.max_new_tokens, least=0)
         check_count("gen_batch_size", self.gen_batch_size)
         check_count("tf_batch_size", self.tf_batch_size)
-        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
-            raise ValueError(f"stop_strings must be a list of non-empty strings, not {self.stop_strings!r}.")
+        strings: object = self.stop_strings
+        listed = isinstance(strings, Collection) and not isinstance(strings, str)
+        if not (listed and all(isinstance(s, str) and s for s in self.stop_strings)):
+            raise ValueError(f"stop_strings must be a list of non-empty strings, not {strings!r}; () for none.")
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:
     """`value` as an int of at least `least`; `ValueError` naming it otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}.")
-    return value
+    number = whole(value)
+    if number is None or number < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r:.80}.")
+    return number
+
+
+def check_whole(name: str, value: object) -> int:
+    """`value` as an int of any sign; `ValueError` naming it otherwise."""
+    number = whole(value)
+    if number is None:
+        raise ValueError(f"{name} must be a whole number, not {value!r:.80}.")
+    return number
+
+
+def whole(value: object) -> int | None:
+    """`value` as an int if it is an integer of Python, NumPy or torch; None for anything else, as True and 1.0."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(cast(SupportsIndex, value))
+    except TypeError:
+        return None
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -34,12 +34,16 @@ class Decoder(Protocol):
         ...
 
 
-def decoder_for(model: CausalModel) -> Decoder:
-    """The decoder that serves this model."""
-    if model.caches_attention:
-        return CacheDecoder(model)
-    log.info("%s has no attention cache to use: every token recomputes its row.", type(model.base).__name__)
-    return RecomputeDecoder(model)
+def decoder_for(model: CausalModel, longest: int) -> Decoder:
+    """The decoder that serves this model for rows that reach at most `longest` tokens."""
+    name = type(model.base).__name__
+    if not model.caches_attention:
+        log.info("%s has no attention cache to use: every token recomputes its row.", name)
+        return RecomputeDecoder(model)
+    if model.rope_change is not None and longest > model.rope_change:
+        log.info("Rows of %s may pass %d tokens: every token recomputes its row.", name, model.rope_change)
+        return RecomputeDecoder(model)
+    return CacheDecoder(model)
 
 
 class CacheDecoder:
@@ -93,8 +97,8 @@ class CacheDecoder:
 
 
 class RecomputeDecoder:
-    """For models without an attention cache (state-space models) or without positions: the whole row again for every
-    token, never padded. Correct and slow.
+    """For models without an attention cache (state-space models), without positions, or whose past tokens change with
+    the row's length (LongRoPE): the whole row again for every token, never padded. Correct and slow.
     """
 
     def __init__(self, model: CausalModel) -> None:

@@ -6,13 +6,15 @@ sharded, and encoder-decoders, are refused in a sentence.
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 # What a model's generation_config may ask of a sampler, with the value that means "nothing". None of it is applied.
 _WARPERS = {
@@ -35,7 +37,22 @@ _WARPERS = {
     "min_length": 0,
     "min_new_tokens": None,
     "num_beams": 1,
+    "guidance_scale": 1.0,
+    "top_h": None,
+    "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "stop_strings": None,
 }
+
+# How the several ways of running out of memory call themselves, where there is no type of their own.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+)
 
 
 class CausalModel:
@@ -43,8 +60,10 @@ class CausalModel:
 
     def __init__(self, model: nn.Module) -> None:
         refuse_unsupported(model)
-        self.outer = model  # as the caller gave it: with_grad runs through it, to keep DDP's reduction
         self.module = unwrap(model)  # decoding and scoring without gradient run here
+        self.distributed = _distributed(model)
+        # with_grad runs here: through DDP, to keep its reduction, and else past torch.compile, which sees no hooks.
+        self.outer = self.module if self.distributed is None else self.distributed
         peft_configs = getattr(self.module, "peft_config", None)
         base: Any = self.module
         if peft_configs and hasattr(base, "get_base_model"):
@@ -68,10 +87,6 @@ class CausalModel:
         self.accepts = frozenset(inspect.signature(base.forward).parameters)
 
     @property
-    def distributed(self) -> DistributedDataParallel | None:
-        return self.outer if isinstance(self.outer, DistributedDataParallel) else None
-
-    @property
     def device(self) -> torch.device:
         """Where token ids go: the embedding's device."""
         return self.base.get_input_embeddings().weight.device
@@ -91,11 +106,27 @@ class CausalModel:
     def caches_attention(self) -> bool:
         """Whether past tokens are kept in an attention cache that can be padded, repeated and cut.
 
-        A model that cannot be told positions may count the padding as such, so it does not qualify.
+        A model that cannot be told positions may count the padding as such, and a layer that keeps a state
+        (convolutions, linear attention) takes the padding into it, so neither qualifies.
         """
-        stateful = getattr(self.base, "_is_stateful", False)
         supports = getattr(self.base, "_supports_default_dynamic_cache", lambda: False)
-        return not stateful and supports() and {"past_key_values", "position_ids"} <= self.accepts
+        if getattr(self.base, "_is_stateful", False) or not supports():
+            return False
+        layers = DynamicCache(config=self.text_config).layers
+        keeps_state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        return not keeps_state and {"past_key_values", "position_ids"} <= self.accepts
+
+    @property
+    def rope_change(self) -> int | None:
+        """Tokens up to which a forward uses one set of rotary frequencies, and beyond which it uses another (LongRoPE).
+
+        The longest row of a forward decides for all of its rows, past tokens included. None if there is one set.
+        ("dynamic" frequencies change beyond `context`, where no row gets.)
+        """
+        ropes = getattr(self.text_config, "rope_parameters", None) or {}
+        each = [r for r in ropes.values() if isinstance(r, Mapping)] or [ropes]  # one a kind of layer, or one
+        bounds = [r["original_max_position_embeddings"] for r in each if r.get("rope_type") == "longrope"]
+        return min(bounds, default=None)
 
     def eos_ids(self, tokenizer: Any) -> frozenset[int]:
         """Every id that ends a response: generation_config's, else the config's, else the tokenizer's."""
@@ -148,6 +179,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def _distributed(model: nn.Module) -> DistributedDataParallel | None:
+    """The DDP wrapper, also inside torch.compile."""
+    while hasattr(model, "_orig_mod"):
+        model = model._orig_mod  # type: ignore[assignment]
+    return model if isinstance(model, DistributedDataParallel) else None
+
+
 def refuse_unsupported(model: object) -> None:
     """`TypeError` with one sentence for wrappers that shard parameters (FSDP, ZeRO) and for what is no module."""
     if type(model).__name__ == "DeepSpeedEngine":
@@ -163,5 +201,5 @@ def refuse_unsupported(model: object) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device (or the host's allocator) ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )

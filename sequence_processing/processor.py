@@ -7,8 +7,8 @@ is seen by the second.
 import logging
 import random
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import nn
 
 from sequence_processing import scoring
-from sequence_processing.config import GenerationConfig, check_count
+from sequence_processing.config import GenerationConfig, check_count, check_whole, whole
 from sequence_processing.containers import BatchedSequences, LogprobResults, Rollout
 from sequence_processing.distribution import Measured, Policy
 from sequence_processing.model import CausalModel
-from sequence_processing.prompts import Prompt, PromptError, encode_prompt, encode_response
+from sequence_processing.prompts import Prompt, PromptError, checked_ids, encode_prompt, encode_response
 from sequence_processing.rollout import Engine, OnStep
 from sequence_processing.scoring import Pair
 from sequence_processing.stops import StopStrings, decode
@@ -62,6 +62,7 @@ class SequenceProcessor:
         *,
         prompt_keys: Sequence[int] | None = None,
         max_new_tokens: int | Sequence[int] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[BatchedSequences, LogprobResults]:
         """G responses to each prompt, given or sampled from a dataset, with the four quantities of every token.
 
@@ -71,12 +72,18 @@ class SequenceProcessor:
         """
         if (prompts is None) == (dataset_name is None):
             raise ValueError("Give either prompts or dataset_name: one of the two, and not both.")
-        seed = _fresh_seed() if seed is None else seed
+        seed = _seed(seed)
         if prompts is None:
             assert dataset_name is not None
             prompts = self.sample_prompts(dataset_name, split, num_prompts, seed)
         sequences = self.generate_batched(
-            prompts, G, gen_batch_size, seed=seed, prompt_keys=prompt_keys, max_new_tokens=max_new_tokens
+            prompts,
+            G,
+            gen_batch_size,
+            seed=seed,
+            prompt_keys=prompt_keys,
+            max_new_tokens=max_new_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
         if with_grad:
             return sequences, self.teacher_force_logprobs(sequences, with_grad=True, tf_batch_size=tf_batch_size)
@@ -92,12 +99,12 @@ class SequenceProcessor:
         seed: int | None = None,
         prompt_keys: Sequence[int] | None = None,
         max_new_tokens: int | Sequence[int] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> BatchedSequences:
         """G responses to each prompt. Their measurements stay at hand as `sampling_pass`."""
-        prompts = _as_list(prompts)
-        seed = _fresh_seed() if seed is None else seed
+        prompts, G, seed = _as_list(prompts), check_count("G", G), _seed(seed)
         keys = _prompt_keys(len(prompts), prompt_keys)
-        found = list(self._rollouts(prompts, G, gen_batch_size, seed, keys, max_new_tokens, None))
+        found = list(self._rollouts(prompts, G, gen_batch_size, seed, keys, max_new_tokens, chat_template_kwargs, None))
         device = CausalModel(self.model).device
         sequences = BatchedSequences.from_rollouts(
             found, G, pad_token_id=self.tokenizer.pad_token_id or 0, seed=seed, prompt_keys=keys, device=device
@@ -112,13 +119,13 @@ class SequenceProcessor:
         """The four quantities of the responses in `sequences`, its own or a caller's, under the model as it is now.
 
         Rows may be padded on either side as their attention mask says. `ValueError` naming the row if a mask has
-        holes or disagrees with the lengths. Without gradient the model runs in eval mode; with gradient in the
-        caller's mode.
+        holes or disagrees with the lengths, or if a token is none of the model's. Without gradient the model runs in
+        eval mode; with gradient in the caller's mode.
         """
         self.config.validate()
         batch_size = self._rows_at_once("tf_batch_size", tf_batch_size)
-        pairs = _pairs(sequences)
         model = CausalModel(self.model)
+        pairs = _pairs(sequences, model.vocab_size)
         flat = [pair for group in pairs for pair in group]
         _check_fits(model, flat)
         if with_grad:
@@ -139,7 +146,8 @@ class SequenceProcessor:
         examples = DATASET_REGISTRY[dataset_name](split=split)
         if num_prompts is None:
             return [example.text for example in examples]
-        check_count("num_prompts", num_prompts, least=0)
+        num_prompts = check_count("num_prompts", num_prompts, least=0)
+        seed = None if seed is None else check_whole("seed", seed)
         if num_prompts > len(examples):
             raise ValueError(
                 f"num_prompts is {num_prompts}, but split {split!r} of {dataset_name} has only {len(examples)} prompts."
@@ -166,17 +174,18 @@ class SequenceProcessor:
         seed: int | None = None,
         prompt_keys: Sequence[int] | None = None,
         max_new_tokens: int | Sequence[int] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         on_step: OnStep | None = None,
     ) -> Iterator[Rollout]:
         """Yield each of the len(prompts) x G sequences when it is finished, in any order.
 
         `on_step(new tokens since the last call, live rows)` is called after each decode step; what it raises ends the
-        iteration at once. A row that would pass the model's context is cut there (finish_reason "length").
+        iteration at once. A row that would pass the model's context is cut there (finish_reason "length"). With
+        `seed=None` the fresh seed is told to the log.
         """
-        prompts = _as_list(prompts)
-        seed = _fresh_seed() if seed is None else seed
+        prompts, G = _as_list(prompts), check_count("G", G)
         keys = _prompt_keys(len(prompts), prompt_keys)
-        return self._rollouts(prompts, G, None, seed, keys, max_new_tokens, on_step)
+        return self._rollouts(prompts, G, None, _seed(seed), keys, max_new_tokens, chat_template_kwargs, on_step)
 
     def score(
         self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]], *, on_step: OnStep | None = None
@@ -190,7 +199,7 @@ class SequenceProcessor:
         model = CausalModel(self.model)
         encoded = [
             _naming(f"Pair {i}", self._encode_pair, model, prompt, response)
-            for i, (prompt, response) in enumerate(pairs)
+            for i, (prompt, response) in enumerate(_checked_pairs(pairs))
         ]
         no_stops = StopStrings(self.tokenizer, ())
         for batch in scoring.score(model, encoded, self._policy(), self._rows_at_once("tf_batch_size", None)):
@@ -225,15 +234,18 @@ class SequenceProcessor:
         seed: int,
         prompt_keys: Sequence[int],
         max_new_tokens: int | Sequence[int] | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
         on_step: OnStep | None,
     ) -> Iterator[Rollout]:
         """Checks at once, generates as it is iterated."""
         self.config.validate()
-        check_count("G", G)
         batch_size = self._rows_at_once("gen_batch_size", gen_batch_size)
         limits = self._limits(len(prompts), G, max_new_tokens)
         model = CausalModel(self.model)
-        ids = [_naming(f"Prompt {i}", self._encode, model, prompt) for i, prompt in enumerate(prompts)]
+        ids = [
+            _naming(f"Prompt {i}", self._encode, model, prompt, chat_template_kwargs)
+            for i, prompt in enumerate(prompts)
+        ]
         engine = Engine(
             model=model,
             policy=self._policy(),
@@ -254,7 +266,10 @@ class SequenceProcessor:
     def _limits(self, prompts: int, G: int, max_new_tokens: int | Sequence[int] | None) -> list[int]:
         """The most new tokens of each of prompts x G rows."""
         value = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limits = [value] * prompts if isinstance(value, int) else list(value)
+        number = whole(value)
+        if number is None and not isinstance(value, Iterable):
+            raise ValueError(f"max_new_tokens must be a whole number, or a list of them, not {value!r:.80}.")
+        limits = [number] * prompts if number is not None else list(cast(Sequence[int], value))
         if len(limits) == prompts:
             limits = [limit for limit in limits for _ in range(G)]
         if len(limits) != prompts * G:
@@ -296,10 +311,19 @@ def _naming(name: str, encode: Callable[..., T], *args: Any) -> T:
         raise PromptError(f"{name}: {error}") from error
 
 
-def _as_list(prompts: Sequence[Prompt]) -> list[Prompt]:
+def _as_list(prompts: Iterable[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         raise ValueError("prompts must be a list of prompts, not one string; write [prompt].")
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts must be a list of prompts, not {prompts!r:.80}.")
     return list(prompts)
+
+
+def _checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    for i, pair in enumerate(pairs):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2):
+            raise ValueError(f"Pair {i} must be (prompt, response), not {pair!r:.80}.")
+        yield pair[0], pair[1]
 
 
 def _prompt_keys(count: int, given: Sequence[int] | None) -> list[int]:
@@ -307,17 +331,41 @@ def _prompt_keys(count: int, given: Sequence[int] | None) -> list[int]:
     if given is None:
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         return [(rank << 32) + i for i in range(count)]
-    if len(given) != count:
-        raise ValueError(f"prompt_keys has {len(given)} keys for {count} prompts; give one integer a prompt.")
-    return [int(key) for key in given]
+    if not isinstance(given, Iterable):
+        raise ValueError(f"prompt_keys must be a list of whole numbers, one a prompt, not {given!r:.80}.")
+    keys = [check_whole(f"prompt_keys[{i}]", key) for i, key in enumerate(given)]
+    if len(keys) != count:
+        raise ValueError(f"prompt_keys has {len(keys)} keys for {count} prompts; give one integer a prompt.")
+    return keys
 
 
-def _fresh_seed() -> int:
-    return secrets.randbits(32)
+def _seed(given: int | None) -> int:
+    """The given seed, or a fresh one that stands in the log."""
+    if given is not None:
+        return check_whole("seed", given)
+    fresh = secrets.randbits(32)
+    log.info("No seed was given; drawing with seed=%d.", fresh)
+    return fresh
 
 
-def _pairs(sequences: BatchedSequences) -> list[list[Pair]]:
-    """Prompt and response tokens of each row; `ValueError` naming the row if its mask cannot be read."""
+def _check_shapes(sequences: BatchedSequences) -> None:
+    shape = tuple(sequences.sequences.shape)
+    if len(shape) != 3 or tuple(sequences.attention_masks.shape) != shape:
+        raise ValueError(
+            f"sequences and attention_masks must both be [B, G, total_len], not {list(shape)} and "
+            f"{list(sequences.attention_masks.shape)}."
+        )
+    for name in ("prompt_lens", "gen_lens"):
+        if len(getattr(sequences, name)) != shape[0]:
+            raise ValueError(f"{name} has {len(getattr(sequences, name))} entries for {shape[0]} prompts.")
+    for b, gen_lens in enumerate(sequences.gen_lens):
+        if len(gen_lens) != shape[1]:
+            raise ValueError(f"gen_lens[{b}] has {len(gen_lens)} entries for {shape[1]} responses.")
+
+
+def _pairs(sequences: BatchedSequences, vocab_size: int) -> list[list[Pair]]:
+    """Prompt and response tokens of each row; `ValueError` naming the row if it cannot be read."""
+    _check_shapes(sequences)
     ids, masks = sequences.sequences.tolist(), sequences.attention_masks.tolist()
     pairs = []
     for b, (prompt_len, gen_lens) in enumerate(zip(sequences.prompt_lens, sequences.gen_lens, strict=True)):
@@ -334,7 +382,7 @@ def _pairs(sequences: BatchedSequences) -> list[list[Pair]]:
                 raise ValueError(f"Row [{b}][{g}]: the mask marks {sum(mask)} tokens, but the lengths say {length}.")
             if prompt_len < 1:
                 raise ValueError(f"Row [{b}][{g}]: a prompt needs at least one token to predict the response from.")
-            row = ids[b][g][start : start + length]
+            row = checked_ids(ids[b][g][start : start + length], vocab_size, f"row [{b}][{g}]")
             group.append(Pair(row[:prompt_len], row[prompt_len:]))
         pairs.append(group)
     return pairs

@@ -4,8 +4,10 @@ Text goes through the tokenizer with its defaults, and never gets a second BOS; 
 ids are taken as they are. Every complaint is a `PromptError` of one sentence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
+
+from sequence_processing.config import whole
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
@@ -21,7 +23,7 @@ def encode_prompt(
     if isinstance(prompt, str):
         ids = _encode_text(tokenizer, prompt)
     else:
-        items: list[Any] = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+        items = _items(prompt, "prompt")
         if items and all(isinstance(item, Mapping) for item in items):
             ids = _encode_messages(tokenizer, items, dict(chat_template_kwargs or {}))
         else:
@@ -36,20 +38,31 @@ def encode_response(tokenizer: Any, response: str | Sequence[int], vocab_size: i
     if isinstance(response, str):
         ids = tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"]
     else:
-        ids = response.tolist() if hasattr(response, "tolist") else list(response)
+        ids = _items(response, "response")
     return checked_ids(ids, vocab_size, "response")
 
 
 def checked_ids(ids: Sequence[Any], vocab_size: int, what: str) -> list[int]:
     """`ids` as a list of int; `PromptError` if one is no token of the model."""
-    for place, token in enumerate(ids):
-        if isinstance(token, bool) or not isinstance(token, int):
-            raise PromptError(f"The {what} must be text, token ids or messages; its item {place} is {token!r:.80}.")
+    checked = []
+    for place, item in enumerate(ids):
+        token = whole(item)
+        if token is None:
+            raise PromptError(f"The {what} must be text, token ids or messages; its item {place} is {item!r:.80}.")
         if not 0 <= token < vocab_size:
             raise PromptError(
                 f"Token id {token} at position {place} of the {what} is outside the model's vocabulary of {vocab_size}."
             )
-    return list(ids)
+        checked.append(token)
+    return checked
+
+
+def _items(value: Any, what: str) -> list[Any]:
+    """What `value` lists; `PromptError` for what is no list, and for bytes, which would list as numbers."""
+    items = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(items, bytes | bytearray) or not isinstance(items, Iterable):
+        raise PromptError(f"The {what} must be text, token ids or messages, not {value!r:.80}.")
+    return list(items)
 
 
 def _encode_text(tokenizer: Any, text: str) -> list[int]:

@@ -50,6 +50,15 @@ class Row:
         self.measured = []
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one decode step of a batch came to."""
+
+    new_tokens: int  # that on_step has not heard of
+    live: int  # rows that go on
+    ended: list[Rollout]
+
+
 @dataclass(frozen=True)
 class Engine:
     """Everything one call of the engine needs beside its rows. `decode` gives text to token ids."""
@@ -84,32 +93,34 @@ class Engine:
         waiting = sorted((r for r in rows if r.limit > 0), key=lambda r: -len(r.prompt_ids))
         while waiting:
             batch, waiting = waiting[:batch_size], waiting[batch_size:]
-            finished: set[tuple[int, int]] = set()
-            try:
-                for rollout in self._run_batch(batch, on_step):
-                    finished.add((rollout.prompt_index, rollout.sample_index))
+            unfinished = {(row.prompt_index, row.sample_index): row for row in batch}
+            steps = self._steps(batch)
+            while unfinished:
+                try:
+                    step = next(steps)  # nothing of the caller's runs in here: what that raises is not ours to handle
+                except Exception as error:
+                    _refuse_unless_smaller_helps(error, batch)
+                    break
+                if on_step is not None:
+                    on_step(step.new_tokens, step.live)
+                for rollout in step.ended:
+                    del unfinished[rollout.prompt_index, rollout.sample_index]
                     yield rollout
+            if not unfinished:
                 continue
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise MemoryError(
-                        f"One sequence of {len(batch[0].prompt_ids)} prompt tokens and up to {batch[0].limit} new ones "
-                        "does not fit in memory; shorten it, or use a smaller type or a larger device."
-                    ) from error
             # Outside the handler, so that the failed step's tensors are free by now.
             batch_size = max(1, len(batch) // 2)
             log.warning("Out of memory with %d rows; going on with %d.", len(batch), batch_size)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            again = [r for r in batch if (r.prompt_index, r.sample_index) not in finished]
-            for row in again:
+            for row in unfinished.values():
                 row.restart(self.stops.watch())
-            waiting = again + waiting
+            waiting = [*unfinished.values(), *waiting]
 
-    def _run_batch(self, batch: Sequence[Row], on_step: OnStep | None) -> Iterator[Rollout]:
-        decoder = decoder_for(self.model)
+    def _steps(self, batch: Sequence[Row]) -> Iterator[Step]:
+        """Decode a batch step by step until all its rows have ended."""
+        longest = max(len(row.prompt_ids) for row in batch) + max(row.limit for row in batch)
+        decoder = decoder_for(self.model, longest)
         # Rows of the decoder: None where a row has ended and is not dropped yet. Equal prompts stand together.
         by_prompt: dict[tuple[int, ...], list[Row]] = {}
         for row in batch:
@@ -126,9 +137,7 @@ class Engine:
                     ended.append(self._finish(live_row, reason))
                     slots[i] = None
             live = [i for i, row in enumerate(slots) if row is not None]
-            if on_step is not None:
-                on_step(new_tokens, len(live))
-            yield from ended
+            yield Step(new_tokens, len(live), ended)
             if not live:
                 return
             with self.model.evaluating():
@@ -184,6 +193,17 @@ class Engine:
             stop_offset=row.watch.offset,
             token_ends=row.watch.token_ends(len(row.response_ids), text),
         )
+
+
+def _refuse_unless_smaller_helps(error: Exception, batch: Sequence[Row]) -> None:
+    """Returns if a smaller batch may help; raises `error`, or `MemoryError` for a single row."""
+    if not is_out_of_memory(error):
+        raise error
+    if len(batch) == 1:
+        raise MemoryError(
+            f"One sequence of {len(batch[0].prompt_ids)} prompt tokens and up to {batch[0].limit} new ones does not "
+            "fit in memory; shorten it, or use a smaller type or a larger device."
+        ) from error
 
 
 def _newly_reported(rows: Sequence[Row]) -> int:

@@ -10,8 +10,9 @@ logits instead.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ from sequence_processing.distribution import Measured, Policy
 from sequence_processing.model import CausalModel, is_out_of_memory
 
 log = logging.getLogger(__name__)
+
+Project: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def score_with_grad(model: CausalModel, pairs: Sequence[Pair], policy: Policy, b
     model.warn_of_dropout()
     head = find_head(model)
     waiting = _longest_first(pairs)
-    forwards = _agreed_forwards(model, -(-len(pairs) // batch_size))
+    forwards = _agreed_forwards(model, sum(_forwards(model, pairs[i].length) for i in waiting[::batch_size]))
     with torch.enable_grad():
         while waiting:
             batch, rest = waiting[:batch_size], waiting[batch_size:]
@@ -92,7 +95,7 @@ def score_with_grad(model: CausalModel, pairs: Sequence[Pair], policy: Policy, b
                 batch_size = _halved(error, batch, pairs)
                 continue
             waiting = rest
-            forwards -= 1
+            forwards -= _forwards(model, pairs[batch[0]].length)
             for i, m in zip(batch, measured, strict=True):
                 results[i] = m
         for _ in range(forwards if model.distributed is not None else 0):
@@ -102,24 +105,51 @@ def score_with_grad(model: CausalModel, pairs: Sequence[Pair], policy: Policy, b
 
 
 def find_head(model: CausalModel) -> Head | None:
-    """The model's head if `Head` reproduces its logits bit for bit on a probe of a few tokens; None otherwise."""
+    """The model's head if `Head` reproduces its logits bit for bit on a probe of a few tokens; None otherwise.
+
+    None as well if the head runs inside compiled code: a hook there is not seen, or compiled in for good.
+    """
     module = model.base.get_output_embeddings()
-    if module is None:
+    if module is None or _is_compiled(model.outer, module):
         return None
-    products: list[torch.Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _args, output: products.append(output))
-    try:
-        with model.evaluating():
-            ids = torch.arange(4, device=model.device)[None] % model.vocab_size
+    calls: list[tuple[tuple[torch.Tensor, ...], torch.Tensor]] = []
+    handle = module.register_forward_hook(lambda _module, args, output: calls.append((args, output)))
+    with model.evaluating():
+        ids = torch.arange(4, device=model.device)[None] % model.vocab_size
+        try:
             logits = model.module(**_inputs(model, ids)).logits
-    finally:
-        handle.remove()
-    if len(products) != 1 or products[0].shape != logits.shape:
-        return None
+        finally:
+            handle.remove()
+        if len(calls) != 1 or not _repeats(module, *calls[0]):
+            return None
+    product = calls[0][1]
     for finish in _finishes(model.text_config):
-        if torch.equal(finish(products[0]).to(logits.dtype), logits):
+        if product.shape == logits.shape and torch.equal(finish(product).to(logits.dtype), logits):
             return Head(module, finish)
     return None
+
+
+def _repeats(module: nn.Module, args: tuple[torch.Tensor, ...], product: torch.Tensor) -> bool:
+    """Whether `module`, called from outside the model's forward, gives its product again; under autocast it may not."""
+    if len(args) != 1:
+        return False
+    try:
+        again = module(args[0])
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return False  # inside, its operands had other types
+    return again.dtype == product.dtype and torch.equal(again, product)
+
+
+def _is_compiled(forward: nn.Module, head: nn.Module) -> bool:
+    """Whether `forward` reaches `head` through torch.compile: a wrapper, in place, or of a `forward` alone."""
+
+    def is_compiled(module: nn.Module) -> bool:
+        in_place = module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+        return in_place or hasattr(module, "_orig_mod")
+
+    return any(inner is head for m in forward.modules() if is_compiled(m) for inner in m.modules())
 
 
 def _finishes(config: Any) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
@@ -140,8 +170,7 @@ def _score_batch(
     device = model.device
     width = max(p.length for p in batch)
     ids = torch.tensor([[*p.prompt_ids, *p.response_ids] + [0] * (width - p.length) for p in batch], device=device)
-    project: Callable[[torch.Tensor], torch.Tensor] = _identity if head is None else head
-    states = forward(**_inputs(model, ids)).logits if head is None else _hidden_states(model, forward, head, ids)
+    states, project = _states(model, forward, head, ids)
     rows = [r for r, p in enumerate(batch) for _ in p.response_ids]
     places = [len(p.prompt_ids) - 1 + j for p in batch for j in range(len(p.response_ids))]
     targets = torch.tensor([t for p in batch for t in p.response_ids], dtype=torch.int64, device=states.device)
@@ -164,20 +193,42 @@ def _score_batch(
     return [Measured(*row) for row in zip(*(c.split(lengths) for c in columns), strict=True)]
 
 
-def _hidden_states(model: CausalModel, forward: nn.Module, head: Head, ids: torch.Tensor) -> torch.Tensor:
-    """What the model's forward hands to its head, [rows, tokens, H]; the head itself sees one token a row only."""
+def _states(
+    model: CausalModel, forward: nn.Module, head: Head | None, ids: torch.Tensor
+) -> tuple[torch.Tensor, Project]:
+    """What stands at each of ids [rows, tokens], and what makes logits of it.
+
+    Where rotary frequencies change with a forward's length, a position counts as its prefix has it - which is how it
+    was sampled - whatever stands to its right, its own response or a longer neighbour: hence a second forward.
+    """
+    states, project = _one_forward(model, forward, head, ids)
+    if _forwards(model, ids.shape[1]) == 1:
+        return states, project
+    early, _ = _one_forward(model, forward, head, ids[:, : model.rope_change])
+    return torch.cat([early, states[:, model.rope_change :]], dim=1), project
+
+
+def _forwards(model: CausalModel, width: int) -> int:
+    """How many forwards of the model `_states` takes for rows of up to `width` tokens."""
+    return 1 if model.rope_change is None or width <= model.rope_change else 2
+
+
+def _one_forward(
+    model: CausalModel, forward: nn.Module, head: Head | None, ids: torch.Tensor
+) -> tuple[torch.Tensor, Project]:
+    """What the forward hands to its head [rows, tokens, H], the head itself seeing one token a row only; or the logits.
+
+    The logits where there is no head, or where the forward ran past the hook.
+    """
     captured: list[torch.Tensor] = []
 
     def capture(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         captured.append(args[0])
         return (args[0][:, :1], *args[1:])
 
-    handle = head.module.register_forward_pre_hook(capture)
-    try:
-        forward(**_inputs(model, ids))
-    finally:
-        handle.remove()
-    return captured[0]
+    with nullcontext() if head is None else head.module.register_forward_pre_hook(capture):
+        logits: torch.Tensor = forward(**_inputs(model, ids)).logits
+    return (logits, _identity) if head is None or not captured else (captured[0], head)
 
 
 def _inputs(model: CausalModel, ids: torch.Tensor) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class StopStrings:
     def __init__(self, tokenizer: Any, stop_strings: Sequence[str]) -> None:
         self.strings = tuple(stop_strings)
         self.tail = max((len(s) for s in self.strings), default=1) - 1
-        special = {int(i) for i in tokenizer.all_special_ids}
+        special = _special_ids(tokenizer)
         self.special_stops = {i for i in special if any(s in tokenizer.decode([i]) for s in self.strings)}
         self._tokenizer = tokenizer
         self._token_bytes = _byte_table(tokenizer, special)
@@ -113,15 +113,21 @@ class StopAfterAnswer(LogitsProcessor):
 
     The prompt is what the first call of a `generate` sees, so that a tag in the prompt's instructions stops nothing.
     Rows must keep their place between steps: with beam search give `prompt_len`, in tokens, padding included.
+    `eos_token_id` is the EOS that is left: one that the `generate` call ends at, the tokenizer's by default.
     """
 
     def __init__(
-        self, tokenizer: Any, stop_strings: Sequence[str] = ("</answer>",), prompt_len: int | None = None
+        self,
+        tokenizer: Any,
+        stop_strings: Sequence[str] = ("</answer>",),
+        prompt_len: int | None = None,
+        eos_token_id: int | None = None,
     ) -> None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError("StopAfterAnswer needs a tokenizer with an EOS token; set tokenizer.eos_token.")
+        eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+        if eos is None:
+            raise ValueError("StopAfterAnswer needs an EOS token; set tokenizer.eos_token, or give eos_token_id.")
         self._stops = StopStrings(tokenizer, stop_strings)
-        self._eos = int(tokenizer.eos_token_id)
+        self._eos = int(eos)
         self._prompt_len = prompt_len
         self._seen: torch.Tensor | None = None
         self._watches: list[StopWatch] = []
@@ -146,6 +152,12 @@ class StopAfterAnswer(LogitsProcessor):
         scores[stopped] = -torch.inf
         scores[stopped, self._eos] = 0.0
         return scores
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """Every id that decoding leaves out: a role's (EOS, pad, ...), or added as special without a role."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {int(i) for i in tokenizer.all_special_ids} | {int(i) for i, token in added.items() if token.special}
 
 
 def _byte_table(tokenizer: Any, special: set[int]) -> Callable[[int], bytes] | None:

@@ -5,6 +5,7 @@ Importing this module loads nothing heavy: `seqproc --help` lists the command.
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import socket
@@ -53,6 +54,9 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     from worker.logs import log_to
     from worker.stop import Stop
 
+    # Threads that spin between steps are 15 % faster alone and three times slower beside another worker on the same
+    # cores (tiny-arithmetic, 2 cores). Read once, when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = Stop()
     _on_signals(stop)
     store = Store.open(settings)

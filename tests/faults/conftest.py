@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,19 @@ class Lab:
         self.until(
             lambda: job.refresh().done_shards >= after_shards and self.client.store.running_progress(job.id)[1] > 0
         )
+
+    def freeze(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP, but not inside a transaction: SQLite's one write lock would stay with the frozen process."""
+        for _ in range(200):
+            worker.send_signal(signal.SIGSTOP)
+            with closing(sqlite3.connect(self.settings.home / "seqproc.db", timeout=0.1)) as database:
+                try:
+                    database.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError:
+                    worker.send_signal(signal.SIGCONT)
+                    time.sleep(0.01)
+        pytest.fail("the worker was always found inside a transaction")
 
     def close(self) -> None:
         for process in self.workers:

@@ -51,7 +51,7 @@ def test_stopped_past_its_lease_then_continued(lab: Lab, undisturbed: list[dict[
     job = lab.client.submit(**SPEC)
     zombie = lab.start_worker()
     lab.mid_shard(job)
-    zombie.send_signal(signal.SIGSTOP)
+    lab.freeze(zombie)
     stuck = next(iter(lab.client.store.shards(job.id, states=["running"])))
     winner = lab.start_worker()
     lab.until(lambda: lab.client.store.shard(job.id, stuck.index).attempt > stuck.attempt)

@@ -118,9 +118,30 @@ def test_installed_dataset_may_also_be_decorated(install):
     assert DATASET_REGISTRY["decorated_sums"]() == ["train"]
 
 
+def test_an_entry_point_may_name_the_module(install):
+    body = (
+        "from rlp_datasets import register_dataset\n"
+        "@register_dataset('module_sums')\n"
+        "def sums(split='train'):\n    return [split]\n"
+    )
+    install(body, "module_sums = somebodys_sums")
+    assert DATASET_REGISTRY["module_sums"](split="test") == ["test"]
+
+
+def test_a_module_that_registers_nothing_of_the_name(install):
+    install("", "silent_sums = somebodys_sums")
+    with pytest.raises(
+        UnknownDatasetError, match=r"'silent_sums' is installed as 'somebodys_sums', which is no function"
+    ):
+        DATASET_REGISTRY["silent_sums"]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ("def sums(:", "'broken_sums' is installed as 'somebodys_sums:sums' but cannot be imported: .*syntax.* Repair"),
+        ("sums = no_such_name", "cannot be imported: name 'no_such_name' is not defined. Repair"),
+        ("raise RuntimeError('two\\nlines')", "cannot be imported: two lines. Repair"),
         ("import no_such_module_at_all", "cannot be imported: No module named 'no_such_module_at_all'. Repair"),
         ("", "cannot be imported: .*has no attribute 'sums'"),
         ("sums = 3", "is no function"),

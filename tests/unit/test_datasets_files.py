@@ -1,5 +1,6 @@
 """rlp_datasets.files: rows with their places; bad rows do not stop the reading, unreadable files are one sentence."""
 
+import datetime
 import io
 import os
 import tracemalloc
@@ -71,6 +72,12 @@ def test_a_line_may_not_be_endless(monkeypatch):
     assert [row.place for row in rows] == [f"<stdin>:{n}" for n in (1, 2, 3, 4)]
 
 
+def test_a_line_of_just_the_longest(monkeypatch):
+    line = b'{"a": "' + b"x" * 11 + b'"}'
+    monkeypatch.setattr(files_module, "LONGEST_LINE", len(line))
+    assert [row.data["a"] for row in lines(line, line)] == ["x" * 11] * 2
+
+
 def test_memory_does_not_grow_with_the_file():
     line = b'{"prompt": "' + b"x" * 1000 + b'"}\n'
 
@@ -123,6 +130,13 @@ def test_parquet_text_that_is_not_utf8_spoils_only_its_row(tmp_path):
         BadRow(f"{path}:2", "text that is not UTF-8"),
         Row(f"{path}:3", {"prompt": "c"}),
     ]
+
+
+def test_parquet_columns_that_are_none_of_jsons_come_as_arrow_has_them(tmp_path):
+    path = tmp_path / "prompts.parquet"
+    row = {"prompt": "a", "when": datetime.date(2026, 1, 2), "blob": b"\xff"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    assert list(read_rows(path)) == [Row(f"{path}:1", row)]
 
 
 def test_parquet_is_streamed(tmp_path):

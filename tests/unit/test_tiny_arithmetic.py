@@ -72,7 +72,7 @@ def test_greedy_it_is_right_and_closes_its_answers(loaded, test_split):
 
 
 def test_sampled_its_responses_differ_in_reward(loaded, test_split):
-    right, _ = shares(*loaded, test_split[1000:1060], G=4, temperature=1.0)
+    right, _ = shares(*loaded, test_split[1000:1040], G=4, temperature=1.0)
     assert 0.2 <= right <= 0.9
 
 

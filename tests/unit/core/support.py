@@ -61,6 +61,32 @@ CONFIGS = {
         "max_position_embeddings": 128,
         "final_logit_softcapping": 2.0,
     },
+    "lfm2": {  # a layer that keeps a state beside one that attends, and no mark of it on the class
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "layer_types": ["conv", "full_attention"],
+    },
+}
+
+ROPE_CHANGE = 24  # tokens; beyond them phi3's positions turn otherwise
+PHI3 = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "original_max_position_embeddings": ROPE_CHANGE,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 8.0],
+    },
 }
 
 
@@ -68,7 +94,7 @@ def make_model(kind: str = "qwen2", seed: int = 0, **settings: object) -> torch.
     """A random model, its weights made large enough that its distributions are not flat. In eval mode."""
     torch.manual_seed(seed)
     base = {"vocab_size": VOCAB, "eos_token_id": EOS, "pad_token_id": None, "bos_token_id": None}
-    config = transformers.CONFIG_MAPPING[kind](**{**base, **CONFIGS[kind], **settings})
+    config = transformers.CONFIG_MAPPING[kind](**{**base, **CONFIGS.get(kind, {}), **settings})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,6 +133,13 @@ def reference(model, prompt_ids, response_ids, temperature=1.0, top_p=1.0) -> Si
         logits = double(input_ids=torch.tensor([[*prompt_ids, *response_ids]]), use_cache=False).logits[0]
     predicting = logits[len(prompt_ids) - 1 : -1] if response_ids else logits[:0]
     return naive_quantities(predicting.numpy(), response_ids, temperature, top_p)
+
+
+def prefix_logits(double, prompt_ids, response_ids) -> torch.Tensor:
+    """[len(response), V]: each response token's logits by a forward over what stands before it, and nothing else."""
+    ids = [*prompt_ids, *response_ids]
+    ends = range(len(prompt_ids), len(ids))
+    return torch.stack([double(input_ids=torch.tensor([ids[:n]]), use_cache=False).logits[0, -1] for n in ends])
 
 
 def given(rows, *, left=False, pad=EOS):

@@ -1,5 +1,6 @@
 """DistributedDataParallel over two gloo processes: gradients are the average over ranks."""
 
+import dataclasses
 import socket
 
 import pytest
@@ -69,8 +70,8 @@ def some_rank_has_none(rank):
 
 def empty():
     sequences = given(ROWS[0])
-    sequences.prompt_lens, sequences.gen_lens = [], []
-    return sequences
+    none = {"sequences": sequences.sequences[:0], "attention_masks": sequences.attention_masks[:0]}
+    return dataclasses.replace(sequences, **none, prompt_lens=[], gen_lens=[])
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,14 @@ class TestLoadModel:
             load_model("some-org/some-model-that-is-not-cached")
         assert not caught.value.permanent and "\n" not in str(caught.value)
 
+    def test_code_of_its_own_is_for_another_machine_to_allow(self, folder):
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match="needs code of its own, which is not allowed here") as caught:
+            load_model(str(folder), device="cpu")
+        assert not caught.value.permanent
+
     def test_nobody_can_load_it(self, folder, adapter, tmp_path):
         t5 = tmp_path / "t5"
         transformers.T5Config().save_pretrained(t5)
@@ -69,11 +77,6 @@ class TestLoadModel:
         pickled = tmp_path / "pickled"
         shutil.copytree(folder, pickled)
         (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-        coded = tmp_path / "coded"
-        shutil.copytree(folder, coded)
-        config = json.loads((coded / "config.json").read_text())
-        config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}}
-        (coded / "config.json").write_text(json.dumps(config))
         other = tmp_path / "other"
         make_model(hidden_size=64).save_pretrained(other)
         make_tokenizer().save_pretrained(other)
@@ -81,7 +84,6 @@ class TestLoadModel:
             (t5, {}, "encoder-decoder"),
             (bert, {}, "not a causal language model"),
             (pickled, {}, "no weights as safetensors"),
-            (coded, {}, "trust_remote_code"),
             (folder, {"dtype": "float7"}, "Unknown dtype 'float7'"),
             (other, {"adapter": str(adapter)}, "does not fit the model"),
         ]:

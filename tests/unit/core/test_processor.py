@@ -21,6 +21,7 @@ from sequence_processing import (
     Rollout,
     SequenceProcessor,
 )
+from sequence_processing.model import CausalModel
 
 from .support import EOS, make_model, make_tokenizer
 
@@ -140,6 +141,10 @@ class TestConfig:
             ("tf_batch_size", 1.5),
             ("stop_strings", "</answer>"),
             ("stop_strings", [""]),
+            ("stop_strings", None),
+            ("stop_strings", 3),
+            ("temperature", True),
+            ("max_new_tokens", np.float64(3)),
         ],
     )
     def test_out_of_range(self, processor, field, value):
@@ -148,6 +153,46 @@ class TestConfig:
         setattr(processor.config, field, value)
         with pytest.raises(ValueError, match=f"^{field} must"):
             processor.generate_batched(["hi"], G=1)
+
+    def test_numbers_of_numpy_and_torch(self, processor):
+        want = processor.generate_batched([[1, 2], [3]], 2, 3, seed=1, prompt_keys=[4, 5], max_new_tokens=[6, 5])
+        processor.config = GenerationConfig(
+            temperature=np.float64(0.8), top_p=np.float32(1), max_new_tokens=np.int32(6), tf_batch_size=np.int64(2)
+        )
+        got = processor.generate_batched(
+            [[np.int64(1), np.int16(2)], np.array([3])],
+            np.int64(2),
+            np.int64(3),
+            seed=np.int64(1),
+            prompt_keys=np.array([4, 5]),
+            max_new_tokens=torch.tensor([6, 5]),
+        )
+        assert torch.equal(got.sequences, want.sequences)
+        assert got.seed == 1 and type(got.seed) is int and [type(key) for key in got.prompt_keys] == [int, int]
+        assert processor.generate_batched([[1]], 1, max_new_tokens=np.array(0)).gen_lens == [[0]]
+        name = "arithmetic_r1_template"
+        drawn = processor.sample_prompts(name, "test", np.int64(3), seed=np.int64(42))
+        assert drawn == processor.sample_prompts(name, "test", 3, seed=42)
+
+    @pytest.mark.parametrize(
+        ("prompts", "call", "sentence"),
+        [
+            (["a"], {"seed": 1.0}, "^seed must be a whole number, not 1.0"),
+            (["a"], {"seed": "1"}, "^seed must be a whole number, not '1'"),
+            (["a"], {"prompt_keys": [1.9]}, r"^prompt_keys\[0\] must be a whole number, not 1.9"),
+            (["a"], {"prompt_keys": 1}, "^prompt_keys must be a list"),
+            (["a"], {"G": 2.0}, "^G must be a whole number"),
+            (["a"], {"max_new_tokens": 1.5}, "^max_new_tokens must be a whole number, or a list"),
+            (["a"], {"max_new_tokens": [1.5]}, "^max_new_tokens must be a whole number, 0 or more, not 1.5"),
+            (None, {}, "^prompts must be a list of prompts, not None"),
+            ([1, 2, 3], {}, "^Prompt 0: The prompt must be text, token ids or messages, not 1"),
+            ([b"hi"], {}, "^Prompt 0: The prompt must be text, token ids or messages, not b'hi'"),
+        ],
+    )
+    def test_what_cannot_be_read_is_one_sentence(self, processor, prompts, call, sentence):
+        for method in (processor.generate_batched, processor.rollouts):
+            with pytest.raises(ValueError, match=sentence):
+                method(prompts, **call)
 
     def test_overrides_of_a_call(self, processor):
         for method in (processor.generate_batched, processor.generate_with_logprobs):
@@ -188,6 +233,15 @@ class TestPrompts:
         user = [{"role": "user", "content": "hi"}]
         assert decode(processor.encode(user)) == "[user]hi [assistant]"
         assert decode(processor.encode(user, {"mood": "glad"})) == "[user]hi [assistant]glad"
+        processor.model = make_model()
+        told = {"chat_template_kwargs": {"mood": "glad"}}
+        want = processor.encode(user, {"mood": "glad"})
+        assert next(processor.rollouts([user], 1, **told)).prompt_ids == want
+        for sequences in (
+            processor.generate_batched([user], G=1, **told),
+            processor.generate_with_logprobs([user], G=1, **told)[0],
+        ):
+            assert sequences.sequences[0, 0, : sequences.prompt_lens[0]].tolist() == want
         prefilled = [*user, {"role": "assistant", "content": "The answer"}]
         assert decode(processor.encode(prefilled)) == "[user]hi [assistant]The answer"
         processor.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
@@ -203,6 +257,8 @@ class TestPrompts:
             ([-1], "Token id -1"),
             ([1, "a"], "its item 1 is 'a'"),
             ([True], "its item 0 is True"),
+            (None, "must be text, token ids or messages, not None"),
+            (np.array(5), r"must be text, token ids or messages, not array\(5\)"),
             ([1] * 128, "128 tokens, which leaves no room"),
         ],
     )
@@ -265,6 +321,22 @@ class TestModels:
             processor = SequenceProcessor(model, tokenizer, config)
         assert "temperature=0.1, top_k=2, repetition_penalty=1.3; not applied" in caplog.text
         assert torch.equal(processor.generate_batched(prompts, G=4, seed=0).sequences, want.sequences)
+
+    def test_every_setting_that_would_change_a_draw_is_named(self, model):
+        neutral = {"guidance_scale": 1.0, "renormalize_logits": False, "remove_invalid_values": False}
+        model.generation_config = transformers.GenerationConfig(eos_token_id=EOS, **neutral)
+        assert CausalModel(model).ignored_settings() == []
+        asked = {
+            "guidance_scale": 1.5,
+            "top_h": 0.4,
+            "exponential_decay_length_penalty": (5, 1.1),
+            "watermarking_config": {"bias": 2.5},
+            "renormalize_logits": True,
+            "remove_invalid_values": True,
+            "stop_strings": ["x"],
+        }
+        model.generation_config = transformers.GenerationConfig(do_sample=True, eos_token_id=EOS, **asked)
+        assert [setting.partition("=")[0] for setting in CausalModel(model).ignored_settings()] == list(asked)
 
     def test_encoder_decoders_are_refused(self, tokenizer):
         config = transformers.T5Config(vocab_size=272, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)

@@ -1,6 +1,9 @@
 """The engine: exact quantities, draws by name, stops, limits, interruptions."""
 
+import copy
 import inspect
+import logging
+import re
 
 import numpy as np
 import pytest
@@ -8,8 +11,9 @@ import torch
 from scipy import stats
 
 from sequence_processing import GenerationConfig, PromptError, SequenceProcessor
+from sequence_processing.model import is_out_of_memory
 
-from .support import CONFIGS, EOS, make_model, reference
+from .support import CONFIGS, EOS, PHI3, ROPE_CHANGE, make_model, naive_quantities, prefix_logits, reference
 
 PROMPTS = ["What is 2+3?", "hi", "Tom has 4 apples, and then some more"]
 QUANTITIES = ("logprobs", "entropies", "sampling_logprobs", "sampling_entropies")
@@ -50,6 +54,24 @@ class TestExactness:
             assert not r.sampling_logprobs.any() and not r.sampling_entropies.any()
             assert r.logprobs.all()
 
+    def test_rows_that_pass_a_change_of_their_positions(self, tokenizer):
+        """LongRoPE: the longest row of a forward decides for all, past tokens included."""
+        model = make_model("phi3", **PHI3)
+        double = copy.deepcopy(model).double()
+        lengths = set()
+        for r in run(model, tokenizer, ["hi", PROMPTS[0], PROMPTS[2]], G=2).values():
+            with torch.no_grad():
+                want = naive_quantities(
+                    prefix_logits(double, r.prompt_ids, r.response_ids).numpy(), r.response_ids, 1, 1
+                )
+            np.testing.assert_allclose(r.logprobs, want.logprobs, atol=1e-4, rtol=0)
+            lengths.add(np.sign(len(r.prompt_ids) - ROPE_CHANGE) + np.sign(len(r.prompt_ids) + 16 - ROPE_CHANGE))
+        assert lengths == {-2, 0, 2}  # rows on either side of the change, and one that crosses it
+        short = run(model, tokenizer, ["hi"], G=2)
+        assert tokens(short) == {
+            (0, g): run(model, tokenizer, [PROMPTS[2], "hi"], prompt_keys=[1, 0])[1, g].response_ids for g in (0, 1)
+        }
+
     def test_do_sample_false_is_greedy(self, model, tokenizer):
         assert tokens(run(model, tokenizer, do_sample=False)) == tokens(run(model, tokenizer, temperature=0))
 
@@ -71,8 +93,10 @@ class TestDraws:
 
     def test_deterministic_is_bit_for_bit(self, tokenizer):
         model = make_model().bfloat16()
+        forwards = OutOfMemoryOver(model, rows=100)
         many = run(model, tokenizer, deterministic=True, gen_batch_size=8)
         one = run(model, tokenizer, PROMPTS[2:], prompt_keys=[2], deterministic=True)
+        assert forwards.largest == 1  # on some machines larger batches happen to give the same bits
         for g in range(3):
             assert many[2, g].response_ids == one[0, g].response_ids
             for name in QUANTITIES:
@@ -194,6 +218,22 @@ class TestMemory:
             run(model, tokenizer, ["hi"], 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "words", "yes"),
+    [
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2 GiB", True),
+        (torch.AcceleratorError, "CUDA error: out of memory\nCUDA kernel errors might be reported later", True),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        (RuntimeError, "MPS backend out of memory (MPS allocated: 9.00 GB)", True),
+        (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes", True),
+        (torch.AcceleratorError, "CUDA error: an illegal memory access was encountered", False),
+        (ValueError, "MPS backend out of memory", False),
+    ],
+)
+def test_what_out_of_memory_calls_itself(kind, words, yes):
+    assert is_out_of_memory(kind(words)) == yes
+
+
 class TestIteration:
     def test_on_step_tells_every_token(self, model, tokenizer):
         told = []
@@ -212,6 +252,25 @@ class TestIteration:
         with pytest.raises(KeyboardInterrupt):
             run(model, tokenizer, on_step=cancel)
         assert [m.training for m in model.modules()] == modes
+
+    def test_running_out_of_memory_in_the_callers_code_is_the_callers(self, model, tokenizer, caplog):
+        def cancel(new, live):
+            raise torch.OutOfMemoryError("the caller's own")
+
+        with pytest.raises(torch.OutOfMemoryError, match="the caller's own"):
+            run(model, tokenizer, on_step=cancel)
+        rollouts = SequenceProcessor(model, tokenizer, GenerationConfig(max_new_tokens=4)).rollouts(["a", "b"], 2)
+        next(rollouts)
+        with pytest.raises(torch.OutOfMemoryError, match="the caller's own"):
+            rollouts.throw(torch.OutOfMemoryError("the caller's own"))
+        assert "Out of memory" not in caplog.text
+
+    def test_a_fresh_seed_stands_in_the_log(self, model, tokenizer, caplog):
+        processor = SequenceProcessor(model, tokenizer, GenerationConfig(max_new_tokens=8))
+        with caplog.at_level(logging.INFO, logger="sequence_processing"):
+            rollouts = list(processor.rollouts(["hi"], 1))
+        seed = int(re.search(r"seed=(\d+)", caplog.text)[1])
+        assert next(processor.rollouts(["hi"], 1, seed=seed)).response_ids == rollouts[0].response_ids
 
     def test_between_rollouts_mode_and_gradient_are_the_callers(self, model, tokenizer):
         model.train()

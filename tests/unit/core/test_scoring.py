@@ -1,14 +1,32 @@
 """Teacher forcing, with and without gradient, against float64 on unpadded single sequences."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from sequence_processing import GenerationConfig, PromptError, SequenceProcessor
+from sequence_processing.distribution import Policy
 from sequence_processing.model import CausalModel
-from sequence_processing.scoring import find_head
+from sequence_processing.scoring import Head, Pair, _score_batch, find_head
 
-from .support import CONFIGS, EOS, given, make_model, naive_gradients, reference
+from .support import (
+    CONFIGS,
+    EOS,
+    PHI3,
+    ROPE_CHANGE,
+    VOCAB,
+    given,
+    make_model,
+    naive_gradients,
+    naive_quantities,
+    prefix_logits,
+    reference,
+)
 from .test_rollouts import PROMPTS, QUANTITIES, OutOfMemoryOver
 
 
@@ -84,6 +102,31 @@ class TestWithoutGradient:
         torch.testing.assert_close(got.logprobs[0][0], logits[[0, 1], [8, EOS]], atol=1e-5, rtol=0)
         assert not torch.allclose(got.logprobs[0][0], want.logprobs[0][0])
 
+    def test_a_head_that_is_not_the_same_from_outside(self, model, tokenizer):
+        """Under an autocast of the model's own forward, as accelerate's `prepare` puts around it."""
+        plain = model.forward
+
+        def autocast(input_ids, use_cache=None):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return plain(input_ids=input_ids, use_cache=use_cache)
+
+        model.forward = autocast
+        assert find_head(CausalModel(model)) is None
+        got = processor_for(model, tokenizer).teacher_force_logprobs(given([[([5, 6, 7], [8, EOS])]]))
+        with torch.no_grad():
+            logits = model(torch.tensor([[5, 6, 7, 8, EOS]])).logits[0, 2:4].double().log_softmax(-1)
+        torch.testing.assert_close(got.logprobs[0][0].double(), logits[[0, 1], [8, EOS]], atol=1e-5, rtol=0)
+        model.model.norm.register_forward_hook(lambda _m, _a, out: out.bfloat16())  # a type that only autocast takes
+        assert find_head(CausalModel(model)) is None
+
+    def test_a_forward_that_runs_past_the_head_gets_full_logits(self, model):
+        causal, pair = CausalModel(model), Pair([5, 6, 7], [8, EOS])
+        stranger = Head(torch.nn.Linear(32, VOCAB), lambda x: x)
+        with causal.evaluating():
+            (got,) = _score_batch(causal, model, stranger, [pair], Policy())
+        want = reference(model, pair.prompt_ids, pair.response_ids)
+        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4, rtol=0)
+
     def test_out_of_memory_makes_batches_smaller(self, model, tokenizer):
         want = processor_for(model, tokenizer).teacher_force_logprobs(given(ROWS))
         OutOfMemoryOver(model, 2)
@@ -96,7 +139,58 @@ class TestWithoutGradient:
             processor_for(model, tokenizer).teacher_force_logprobs(given(ROWS))
 
 
+LONG_ROWS = [[([5, 6, 7], [8, 9])], [([3] * 10, [*range(40, 40 + ROPE_CHANGE)])], [([4] * (ROPE_CHANGE + 6), [1, 2])]]
+
+
+class TestChangingPositions:
+    """LongRoPE: a token is measured as its prefix has it, whatever stands to its right or beside it."""
+
+    def test_without_gradient(self, tokenizer):
+        model = make_model("phi3", **PHI3)
+        double = copy.deepcopy(model).double()
+        results = processor_for(model, tokenizer).teacher_force_logprobs(given(LONG_ROWS))
+        for b, [(prompt, response)] in enumerate(LONG_ROWS):
+            with torch.no_grad():
+                want = naive_quantities(prefix_logits(double, prompt, response).numpy(), response, 1, 1)
+            np.testing.assert_allclose(results.logprobs[b][0], want.logprobs, atol=1e-4, rtol=0)
+            np.testing.assert_allclose(results.entropies[b][0], want.entropies, atol=1e-4, rtol=0)
+
+    def test_with_gradient(self, tokenizer):
+        model = make_model("phi3", **PHI3)
+        double = copy.deepcopy(model).double()
+        for [(prompt, response)] in LONG_ROWS:
+            log = prefix_logits(double, prompt, response).log_softmax(-1)
+            (log[range(len(response)), response].sum() - 0.3 * (log.exp() * log).sum()).backward()
+        got = own_gradients(processor_for(model, tokenizer), given(LONG_ROWS), tf_batch_size=2)
+        for name, p in double.named_parameters():
+            torch.testing.assert_close(got[name].double(), p.grad, rtol=1e-3, atol=1e-4 * float(p.grad.abs().max()))
+
+
 class TestMistakes:
+    @pytest.mark.parametrize("token", [-1, VOCAB])
+    def test_tokens_that_the_model_does_not_have(self, model, tokenizer, token):
+        sequences = given(ROWS)
+        sequences.sequences[0, 1, 4] = token
+        sequences.sequences[0, 0, -1] = token  # padding may be anything
+        with pytest.raises(ValueError, match=rf"Token id {token} at position 4 of the row \[0\]\[1\] is outside"):
+            processor_for(model, tokenizer).teacher_force_logprobs(sequences)
+
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            ({"prompt_lens": [3]}, "prompt_lens has 1 entries for 2 prompts"),
+            ({"gen_lens": [[2, 4]]}, "gen_lens has 1 entries for 2 prompts"),
+            ({"gen_lens": [[2, 4], [0]]}, r"gen_lens\[1\] has 1 entries for 2 responses"),
+            (
+                {"attention_masks": torch.ones(2, 2, 3)},
+                r"must both be \[B, G, total_len\], not \[2, 2, 7\] and \[2, 2, 3\]",
+            ),
+        ],
+    )
+    def test_lengths_that_do_not_fit_the_grid(self, model, tokenizer, change, sentence):
+        with pytest.raises(ValueError, match=sentence):
+            processor_for(model, tokenizer).teacher_force_logprobs(dataclasses.replace(given(ROWS), **change))
+
     def test_a_hole_in_the_mask(self, model, tokenizer):
         sequences = given(ROWS)
         sequences.attention_masks[0, 1, 2] = 0
@@ -197,6 +291,53 @@ class TestWithGradient:
         assert results.logprobs[0][0].dtype == torch.float32
 
 
+@pytest.fixture
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def compiled_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+COMPILED = {
+    "around": lambda model: torch.compile(model, backend="eager"),
+    "in place": compiled_in_place,
+    "forward": compiled_forward,
+    "around DDP": lambda model: torch.compile(DistributedDataParallel(model), backend="eager"),
+    "inside DDP": lambda model: DistributedDataParallel(torch.compile(model, backend="eager")),
+}
+
+
+class TestCompiled:
+    """Compiled code does not see hooks, or keeps them for good: the caller's model must come back as it was."""
+
+    @pytest.mark.parametrize("wrap", COMPILED)
+    def test_gradients_and_the_callers_own_forward(self, tokenizer, process_group, wrap):
+        plain = make_model()
+        want, ids = naive_gradients(plain, ROWS), torch.arange(28).view(4, 7)  # as large as ROWS: no recompilation
+        inner = make_model()
+        model = COMPILED[wrap](inner)
+        model(input_ids=ids, use_cache=False)
+        processor = processor_for(model, tokenizer)
+        assert (CausalModel(model).distributed is not None) == ("DDP" in wrap)
+        own_gradients(processor, given(ROWS))
+        for name, p in inner.named_parameters():
+            gradient = want[name]
+            torch.testing.assert_close(p.grad.double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+        scored = processor.teacher_force_logprobs(given(ROWS))
+        np.testing.assert_allclose(scored.logprobs[0][1], reference(plain, *ROWS[0][1]).logprobs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain(input_ids=ids).logits)
+
+
 class TestScore:
     def test_text_and_ids(self, model, tokenizer):
         processor = processor_for(model, tokenizer, temperature=0.7, top_p=0.9)
@@ -213,7 +354,7 @@ class TestScore:
 
     def test_mistakes_name_the_pair(self, model, tokenizer):
         processor = processor_for(model, tokenizer)
-        with pytest.raises(PromptError, match=r"Pair 1 has 100 prompt and 29 response tokens.*context of 128"):
+        with pytest.raises(PromptError, match=r"Pair 1: The prompt has 100 and the response 29 tokens.*context of 128"):
             list(processor.score([("a", "b"), ([1] * 100, [1] * 29)]))
         with pytest.raises(PromptError, match="Pair 0: Token id 999 at position 0 of the response"):
             list(processor.score([("a", [999])]))

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LogitsProcessor, PreTrainedTokenizerFast
+from transformers import AddedToken, LogitsProcessor, PreTrainedTokenizerFast
 
 from sequence_processing import StopAfterAnswer
 from sequence_processing.stops import ByteStream, StopStrings, WindowStream, decode
 
-from .support import EOS, make_model
+from .support import EOS, make_model, make_tokenizer
 
 
 def sentencepiece_like():
@@ -72,6 +72,18 @@ class TestStopStrings:
         ids = [*tokenizer("a")["input_ids"], EOS, *tokenizer("b")["input_ids"]]
         assert ended_at(tokenizer, ["ab"], ids) == (2, 0)
         assert ended_at(tokenizer, ["<eos>"], ids) == (1, 1)
+
+    @pytest.mark.parametrize("make", [make_tokenizer, sentencepiece_like])
+    def test_special_tokens_without_a_role_are_no_text_either(self, make):
+        tokenizer = make()
+        tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+        end = tokenizer.convert_tokens_to_ids("<|end|>")
+        assert end not in tokenizer.all_special_ids
+        a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
+        watch = StopStrings(tokenizer, ["ab"]).watch()
+        assert [watch.push(i) for i in (a, end, b)] == [False, False, True]
+        assert watch.offset == 0 and watch.token_ends(3, decode(tokenizer, [a, end, b])) == [1, 1, 2]
+        assert ended_at(tokenizer, ["<|end|>"], [a, end]) == (1, 1)
 
     def test_unused_ids_are_no_text(self, tokenizer):
         assert ended_at(tokenizer, ["ab"], [*tokenizer("a")["input_ids"], 271, *tokenizer("b")["input_ids"]]) == (2, 0)
@@ -144,9 +156,12 @@ class TestStopAfterAnswer:
         for prompt in ("2+2?", "Put it in <answer> </answer>", "2+2?"):
             assert self.generate(tokenizer, prompt, ["4</answer>", "5"], processor)[0] == "4</answer>"
 
-    def test_needs_eos(self):
+    def test_needs_eos(self, tokenizer):
         with pytest.raises(ValueError, match="EOS"):
             StopAfterAnswer(sentencepiece_like())
+        processor = StopAfterAnswer(tokenizer, ["a"], prompt_len=0, eos_token_id=7)
+        scores = processor(torch.tensor([[tokenizer.convert_tokens_to_ids("a")]]), torch.zeros(1, 272))
+        assert scores.argmax() == 7 and scores.isfinite().sum() == 1
 
 
 def byte_tokens(text):
