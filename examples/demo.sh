@@ -2,20 +2,15 @@
 # The main job, as a newcomer would type it. No server, no network, no GPU is needed.
 set -euo pipefail
 
-say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
+run() { printf '\n\033[1m$ %s\033[0m\n' "$*" >&2; "$@"; }
 
-say seqproc submit --model tiny-arithmetic --dataset arithmetic_r1_template --split test --num-prompts 16 -G 4 --seed 42
-job=$(seqproc submit --model tiny-arithmetic --dataset arithmetic_r1_template --split test --num-prompts 16 -G 4 --seed 42 \
-      --max-new-tokens 120 --shard-size 4 --name demo -q)
-
-say seqproc show "$job" --prompt 0
-seqproc show "$job" --prompt 0
-
-say seqproc fetch "$job" -o OUT --format jsonl
 out=$(mktemp -d); trap 'rm -rf "$out"' EXIT
-seqproc fetch "$job" -o "$out/demo" --format jsonl
+job=$(run seqproc submit --model tiny-arithmetic --dataset arithmetic_r1_template --split test \
+      --num-prompts 16 -G 4 --seed 42 --shard-size 4 --name demo)
+run seqproc show "$job" --prompt 0
+run seqproc fetch "$job" -o "$out/demo" --format jsonl
 
-say python
+printf '\n\033[1m$ python\033[0m\n'
 python - "$job" <<'PYTHON'
 import sys
 from jobs import Client
