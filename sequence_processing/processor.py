@@ -10,17 +10,16 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from sequence_processing import scoring
 from sequence_processing.config import GenerationConfig, check_count, check_whole, whole
 from sequence_processing.containers import BatchedSequences, LogprobResults, Rollout
-from sequence_processing.distribution import Measured, Policy
+from sequence_processing.distribution import Policy
+from sequence_processing.grid import array, check_fits, pairs_of, results_of
 from sequence_processing.model import CausalModel
-from sequence_processing.prompts import Prompt, PromptError, checked_ids, encode_prompt, encode_response
+from sequence_processing.prompts import Prompt, PromptError, encode_prompt, encode_response
 from sequence_processing.rollout import Engine, OnStep
 from sequence_processing.scoring import Pair
 from sequence_processing.stops import StopStrings, decode
@@ -125,15 +124,15 @@ class SequenceProcessor:
         self.config.validate()
         batch_size = self._rows_at_once("tf_batch_size", tf_batch_size)
         model = CausalModel(self.model)
-        pairs = _pairs(sequences, model.vocab_size)
+        pairs = pairs_of(sequences, model.vocab_size)
         flat = [pair for group in pairs for pair in group]
-        _check_fits(model, flat)
+        check_fits(model, flat)
         if with_grad:
             measured = scoring.score_with_grad(model, flat, self._policy(), batch_size)
         else:
             scored = (item for batch in scoring.score(model, flat, self._policy(), batch_size) for item in batch)
             measured = [m for _, m in sorted(scored, key=lambda item: item[0])]
-        results = _results(measured, [len(group) for group in pairs], with_grad)
+        results = results_of(measured, [len(group) for group in pairs], with_grad)
         results.old_logprobs = None if sequences.sampling_pass is None else sequences.sampling_pass.logprobs
         return results
 
@@ -216,10 +215,10 @@ class SequenceProcessor:
                     prompt_ids=encoded[i].prompt_ids,
                     response_ids=ids,
                     text=text,
-                    logprobs=_array(measured.logprobs),
-                    entropies=_array(measured.entropies),
-                    sampling_logprobs=_array(measured.sampling_logprobs),
-                    sampling_entropies=_array(measured.sampling_entropies),
+                    logprobs=array(measured.logprobs),
+                    entropies=array(measured.entropies),
+                    sampling_logprobs=array(measured.sampling_logprobs),
+                    sampling_entropies=array(measured.sampling_entropies),
                     finish_reason="scored",
                     token_ends=watch.token_ends(len(ids), text),
                 )
@@ -346,69 +345,3 @@ def _seed(given: int | None) -> int:
     fresh = secrets.randbits(32)
     log.info("No seed was given; drawing with seed=%d.", fresh)
     return fresh
-
-
-def _check_shapes(sequences: BatchedSequences) -> None:
-    shape = tuple(sequences.sequences.shape)
-    if len(shape) != 3 or tuple(sequences.attention_masks.shape) != shape:
-        raise ValueError(
-            f"sequences and attention_masks must both be [B, G, total_len], not {list(shape)} and "
-            f"{list(sequences.attention_masks.shape)}."
-        )
-    for name in ("prompt_lens", "gen_lens"):
-        if len(getattr(sequences, name)) != shape[0]:
-            raise ValueError(f"{name} has {len(getattr(sequences, name))} entries for {shape[0]} prompts.")
-    for b, gen_lens in enumerate(sequences.gen_lens):
-        if len(gen_lens) != shape[1]:
-            raise ValueError(f"gen_lens[{b}] has {len(gen_lens)} entries for {shape[1]} responses.")
-
-
-def _pairs(sequences: BatchedSequences, vocab_size: int) -> list[list[Pair]]:
-    """Prompt and response tokens of each row; `ValueError` naming the row if it cannot be read."""
-    _check_shapes(sequences)
-    ids, masks = sequences.sequences.tolist(), sequences.attention_masks.tolist()
-    pairs = []
-    for b, (prompt_len, gen_lens) in enumerate(zip(sequences.prompt_lens, sequences.gen_lens, strict=True)):
-        group = []
-        for g, gen_len in enumerate(gen_lens):
-            mask, length = masks[b][g], prompt_len + gen_len
-            start = mask.index(1) if 1 in mask else 0
-            if sum(mask[start : start + length]) != sum(mask):
-                raise ValueError(
-                    f"Row [{b}][{g}]: the attention mask has holes or marks more than prompt_lens + gen_lens = "
-                    f"{length} tokens; a row must be one unbroken run, padded on the left or the right."
-                )
-            if sum(mask) != length:
-                raise ValueError(f"Row [{b}][{g}]: the mask marks {sum(mask)} tokens, but the lengths say {length}.")
-            if prompt_len < 1:
-                raise ValueError(f"Row [{b}][{g}]: a prompt needs at least one token to predict the response from.")
-            row = checked_ids(ids[b][g][start : start + length], vocab_size, f"row [{b}][{g}]")
-            group.append(Pair(row[:prompt_len], row[prompt_len:]))
-        pairs.append(group)
-    return pairs
-
-
-def _check_fits(model: CausalModel, pairs: Sequence[Pair]) -> None:
-    longest = max((p.length for p in pairs), default=0)
-    if model.context is not None and longest > model.context:
-        raise ValueError(f"A sequence has {longest} tokens, more than the model's context of {model.context}.")
-
-
-def _results(measured: Sequence[Measured], sizes: Sequence[int], with_grad: bool) -> LogprobResults:
-    """Measurements in row order to the [B][G] lists of `LogprobResults`."""
-    flat = iter(measured)
-    grid = [[next(flat) for _ in range(size)] for size in sizes]
-    logprobs = [[m.logprobs for m in group] for group in grid]
-    entropies: Any = [[m.entropies if with_grad else _array(m.entropies) for m in group] for group in grid]
-    sums: Any = [[row.sum() if with_grad else float(row.double().sum()) for row in group] for group in logprobs]
-    return LogprobResults(
-        logprobs=logprobs,
-        entropies=entropies,
-        sequence_logprobs=sums,
-        sampling_logprobs=[[m.sampling_logprobs for m in group] for group in grid],
-        sampling_entropies=[[_array(m.sampling_entropies) for m in group] for group in grid],
-    )
-
-
-def _array(values: torch.Tensor) -> np.ndarray:
-    return values.cpu().numpy()

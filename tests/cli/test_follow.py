@@ -82,7 +82,12 @@ def test_wait_and_watch_of_an_ended_job(seqproc: Run) -> None:
 
 
 def test_a_job_that_fails(seqproc: Run, play: Play) -> None:
-    play(lambda store, job: store.fail_job(job.id, "the hub knows no model \x1b[31mm/x"))
+    def fail(store: Store, job: Job) -> None:
+        claim = store.claim("w", queues=[job.queue], model=None, age_limit=600)
+        assert claim is not None
+        store.fail_job(claim, "the hub knows no model \x1b[31mm/x")
+
+    play(fail)
     result = seqproc(*_SUBMIT)
     job = result.stdout.strip()
     assert result.exit_code == 1
