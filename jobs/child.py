@@ -70,7 +70,8 @@ class ChildWorker:
             if not job.pending_shards or serving(self.store, self.queue):
                 return  # another worker is at it, or can be
             raise SeqprocError(
-                f"the worker here cannot go on: {why}\nThe job stays as it is: mend this, then wait again"
+                f"the worker here cannot go on: {why}\nThe job stays as it is: mend this and go on with "
+                f"`seqproc wait {job.id}`, or give it up with `seqproc cancel {job.id}`"
             )
         if code == 0:
             return

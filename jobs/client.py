@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +21,7 @@ from jobs.child import ChildWorker
 from jobs.errors import ResultsError, SpecError, StoreError, UsageError
 from jobs.logs import job_log
 from jobs.manifest import ensure_manifest
+from jobs.reaper import Reaper
 from jobs.records import Job
 from jobs.results import JobResults
 from jobs.settings import Settings, current_owner
@@ -106,9 +107,10 @@ class JobHandle:
         store, settings = self._client.store, self._client.settings
         child = ChildWorker(store, self.record.queue, _environment(settings), insist=local)
         deadline = None if timeout is None else time.monotonic() + timeout
-        rate, away_since = _Rate(), None
+        rate, away_since, reaper = _Rate(), None, self._client.reaper()
         while True:
             try:
+                reaper.look()
                 progress = self._progress(rate)
                 if on_progress is not None:
                     on_progress(progress)
@@ -146,6 +148,8 @@ class JobHandle:
     def cancel(self) -> Job:
         """Ask the job to stop: pending shards at once, running ones within a heartbeat. What is done stays readable."""
         self.record = self._client.store.cancel(self.id)
+        self._client.reaper().look()  # what a dead worker held will not hear of it
+        self.refresh()
         self._write_manifest()
         return self.record
 
@@ -245,6 +249,10 @@ class Client:
         """The job with this id, or unique prefix of one. Raises JobNotFound."""
         return JobHandle(self, self.store.job(job))
 
+    def reaper(self) -> Reaper:
+        """Takes shards back from dead workers: anyone alive may look."""
+        return Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
+
     def jobs(self, **filters: Any) -> list[JobHandle]:
         """Jobs, newest first; filters as `Store.jobs` takes them."""
         return [JobHandle(self, record) for record in self.store.jobs(**filters)]
@@ -276,8 +284,9 @@ def _spec(
         if fields:
             raise UsageError(f"give a JobSpec or its fields, not both: {', '.join(fields)}")
         return spec, prompts
-    if isinstance(prompts, str):
-        raise SpecError(["prompts: is one text; give a list of prompts"])
+    if isinstance(prompts, str | bytes | Mapping) or hasattr(prompts, "columns"):
+        kind = type(prompts).__name__
+        raise SpecError([f"prompts: is a {kind}; give a list of prompts, as to_dict('records') makes of a DataFrame"])
     return JobSpec.parse(fields), prompts
 
 

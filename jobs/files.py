@@ -111,9 +111,10 @@ def _writing_failed(path: Path, error: OSError) -> str:
     if error.errno in _FORBIDDEN:
         return (
             f"{path} is not writable ({os.strerror(error.errno or 0)}): give yourself the right to write there, "
-            "or set SEQPROC_RESULTS_DIR to another folder"
+            "or choose another folder (results: SEQPROC_RESULTS_DIR)"
         )
-    return f"{path} cannot be written: {_first_line(error)}; mend that, or set SEQPROC_RESULTS_DIR to another folder"
+    remedy = "mend that, or choose another folder (results: SEQPROC_RESULTS_DIR)"
+    return f"{path} cannot be written: {_first_line(error)}; {remedy}"
 
 
 def _first_line(error: Exception) -> str:

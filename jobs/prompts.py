@@ -84,7 +84,12 @@ class PromptSource:
             first = seen.setdefault(row.custom_id, row.prompt_index)
             if first != row.prompt_index:
                 place, before = (self._place(self._numbers[index]) for index in (row.prompt_index, first))
-                self.problems.add(f"{place} custom_id: {row.custom_id!r} stands already at {before}; give each its own")
+                default = (
+                    " (a row without a custom_id gets its index)" if row.custom_id == str(row.prompt_index) else ""
+                )
+                self.problems.add(
+                    f"{place} custom_id: {row.custom_id!r}{default} stands already at {before}; give each its own"
+                )
         self.problems.raise_any()
 
     def _source(

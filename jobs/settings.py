@@ -17,7 +17,7 @@ from jobs.errors import UsageError
 class Settings(BaseSettings):
     """Where things are and how workers behave. With nothing set, everything works embedded in `home`."""
 
-    model_config = SettingsConfigDict(env_prefix="SEQPROC_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SEQPROC_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("seqproc")),

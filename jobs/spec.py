@@ -96,7 +96,7 @@ class JobSpec(BaseModel):
     max_new_tokens: int = Field(200, ge=1, description="longest response, in tokens")
     do_sample: bool = Field(True, description="sample, or take the most probable token")
     stop_strings: tuple[str, ...] = Field(("</answer>",), description="texts that end a response")
-    ignore_eos: bool = Field(False, description="go on to max-new-tokens whatever the model says")
+    ignore_eos: bool = Field(False, description="go on past end-of-sequence tokens; stop strings still stop")
     deterministic: bool = Field(False, description="one row at a time, so that batching changes no bit; slower")
     gen_batch_size: int = Field(32, ge=1, description="sequences decoded at once")
     tf_batch_size: int = Field(64, ge=1, description="sequences scored at once")
@@ -133,6 +133,9 @@ class JobSpec(BaseModel):
             return value
         path = Path(value).expanduser()
         if path.is_dir():
+            needed = "adapter_config.json" if info.field_name == "adapter" else "config.json"
+            if not (path / needed).is_file():
+                raise ValueError(f"the folder {value} has no {needed}; name the folder that save_pretrained wrote")
             return str(path.resolve())
         if value.startswith(("/", "./", "../", "~")) or path.exists():
             raise ValueError(f"no folder of a model at {value}; give an existing folder or a hub id like org/name")

@@ -125,4 +125,5 @@ def _leave(client: Client, handle: JobHandle, out: Output) -> None:
         return
     if not serving(client.store, handle.record.queue):
         out.hint(f"No worker is alive for queue {handle.record.queue}: the job waits until one is (seqproc worker)")
+        out.hint(f"Run it here: seqproc wait {handle.id}")
     out.hint(f"Watch it: seqproc watch {handle.id}   Fetch it: seqproc fetch {handle.id} -o DIR")

@@ -48,7 +48,7 @@ class Lifecycle(Part):
             if not moved:
                 left = f"; {job.counts[ShardState.CANCELLED]:,} were cancelled: retry without --failed-only for those"
                 hint = left if job.counts[ShardState.CANCELLED] else ""
-                raise WrongState(f"job {job_id} has {job.state}: it has no failed shard to retry{hint}")
+                raise WrongState(f"job {job_id} is {job.state}: it has no failed shard to retry{hint}")
             job.enter(JobState.QUEUED)
             job.set(error=None, notice=None, ended_at=None, waiting_since=now())
             if not job.counts[ShardState.DONE]:

@@ -108,7 +108,8 @@ class TestCustomIds:
     def test_a_row_without_one_is_called_by_its_index(self, tmp_path: Path) -> None:
         rows = [{"prompt": "a", "custom_id": "1"}, "b"]
         found = problems_of(tmp_path, PromptSource(spec(), prompts=rows))
-        assert found == ["prompts[1] custom_id: '1' stands already at prompts[0]; give each its own"]
+        why = "(a row without a custom_id gets its index)"
+        assert found == [f"prompts[1] custom_id: '1' {why} stands already at prompts[0]; give each its own"]
 
     def test_equal_hashes_are_only_a_suspicion(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Colliding:

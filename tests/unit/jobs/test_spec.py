@@ -13,6 +13,16 @@ from jobs.spec import JobSpec, PromptRow
 MODEL = {"model": "tiny-arithmetic"}
 
 
+@pytest.mark.parametrize(("field", "file"), [("model", "config.json"), ("adapter", "adapter_config.json")])
+def test_a_folder_that_holds_no_model_is_refused_before_anything_is_stored(
+    tmp_path: Path, field: str, file: str
+) -> None:
+    with pytest.raises(SpecError, match=f"{field}: the folder .* has no {file}"):
+        JobSpec.parse(MODEL | {field: str(tmp_path)})
+    (tmp_path / file).write_text("{}")
+    assert getattr(JobSpec.parse(MODEL | {field: str(tmp_path)}), field) == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from jobs.client import JobHandle
 from jobs.errors import ResultsError, StoreError
 from jobs.manifest import read_manifest
 from jobs.paths import JobPaths
+from jobs.processes import process_named
 from jobs.records import Job
 from jobs.settings import Settings
 from jobs.snapshot import SnapshotRow
@@ -327,6 +330,16 @@ def test_a_cancel_that_ends_the_job_writes_its_manifest(bench: Bench) -> None:
     job = bench.submit()
     job.cancel()
     assert read_manifest(JobPaths(bench.settings.results, job.id).folder)["state"] == "cancelled"
+
+
+def test_a_cancel_takes_back_what_a_dead_worker_held(bench: Bench) -> None:
+    job = bench.submit()
+    dead = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    bench.client.store.register_worker("dead", process_named(dead.pid), queues=["default"])
+    assert bench.client.store.claim("dead", queues=["default"], model=None, age_limit=600) is not None
+    dead.kill()
+    dead.communicate()
+    assert job.cancel().state == "cancelled"
 
 
 def test_a_worker_whose_row_was_lost_registers_again(bench: Bench) -> None:
