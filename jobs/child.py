@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO
 
-from jobs.errors import SeqprocError
+from jobs.errors import CannotGoOn, SeqprocError
 from jobs.processes import is_dead
 from jobs.records import Job
 from jobs.store import Store
 
-_CANNOT_GO_ON = 3  # exit code of `seqproc worker --idle-exit`; its last line on stderr says why
 _SILENT = 60.0  # seconds: workers are seen about every second, so one silent for so long is not counted on
 _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
@@ -66,7 +65,7 @@ class ChildWorker:
     def _left(self, job: Job, code: int) -> None:
         why = self._last_words()
         self._process = None
-        if code == _CANNOT_GO_ON:
+        if code == CannotGoOn.exit_code:
             if not job.pending_shards or serving(self.store, self.queue):
                 return  # another worker is at it, or can be
             raise SeqprocError(

@@ -41,6 +41,12 @@ class WrongState(SeqprocError):
     """A job's state does not allow what was asked of it."""
 
 
+class CannotGoOn(SeqprocError):
+    """What is left in its queues cannot be done by this worker; the message says why."""
+
+    exit_code = 3
+
+
 class ResultsError(SeqprocError):
     """The results folder cannot be written or read, or is not the one that the database knows."""
 

@@ -24,7 +24,7 @@ from jobs.paths import JobPaths
 from jobs.records import Shard
 from jobs.settings import Settings
 from jobs.store import Store
-from jobs.store_id import adopt_or_check
+from jobs.store_id import check_root
 
 ORPHAN_AGE = 24 * 3600.0  # seconds
 _ATTEMPT_FILE = re.compile(r"shard-(?P<shard>\d{6,})-a(?P<attempt>\d{3,})-[0-9a-f]{8}\.(parquet|jsonl)")
@@ -47,7 +47,7 @@ def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Colle
     root = settings.results
     if not root.exists():
         return Collected(0, 0, 0)
-    adopt_or_check(root, store.store_id, adopt=not store.jobs(limit=1))
+    check_root(store, root)
     folders = [JobPaths(root, path.name) for path in _entries(root / "jobs") if path.is_dir()]
     tombstoned = {job.id for job in store.tombstoned()}
     known = set(store.job_ids())  # after the folders were listed, so that a folder's row cannot come in between

@@ -14,6 +14,12 @@ from pathlib import Path
 from jobs.errors import ResultsError
 from jobs.files import flush, make_folder, reading, writing
 from jobs.paths import STORE_ID_FILE
+from jobs.store import Store
+
+
+def check_root(store: Store, root: Path) -> None:
+    """Raises ResultsError unless `root` is this database's results root; an empty one becomes it while no job is."""
+    adopt_or_check(root, store.store_id, adopt=not store.jobs(limit=1))
 
 
 def adopt_or_check(root: Path, store_id: str, *, adopt: bool = True) -> None:

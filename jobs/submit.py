@@ -22,7 +22,7 @@ from jobs.settings import Settings
 from jobs.snapshot import Snapshot, read_all, write_snapshot
 from jobs.spec import JobSpec, PromptRow
 from jobs.store import Store
-from jobs.store_id import adopt_or_check
+from jobs.store_id import check_root
 
 Progress = Callable[[int], None]
 
@@ -104,7 +104,7 @@ def submit(
     """
     spec = spec.resolve()
     source = PromptSource(spec, prompts=prompts, stdin=stdin)
-    adopt_or_check(settings.results, store.store_id, adopt=not store.jobs(limit=1))
+    check_root(store, settings.results)
     paths = JobPaths(settings.results, new_job_id())
     try:
         snapshot = _take_snapshot(paths, spec, source, progress)

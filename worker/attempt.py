@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from jobs.errors import ResultsError, StoreError
-from jobs.parquet import write_errors, write_rows
 from jobs.paths import JobPaths
-from jobs.records import Claim, ShardResult
+from jobs.records import Claim
 from jobs.settings import Settings
+from jobs.shard_files import write_attempt
 from jobs.snapshot import SnapshotRow, read_rows
 from jobs.store import Store
 from worker.engine import Engine, ShardRows
@@ -108,20 +108,7 @@ class Attempt:
 
     def _commit(self, made: ShardRows) -> None:
         shard = self.claim.shard
-        file, errors_file = self.paths.attempt_files(shard.index, shard.attempt)
-        written = write_rows(self.paths.resolve(file), made.rows)
-        if made.errors:
-            write_errors(self.paths.resolve(errors_file), made.errors)
-        result = ShardResult(
-            file=file,
-            errors_file=errors_file if made.errors else None,
-            sha256=written.sha256,
-            bytes=written.bytes,
-            sequences=len(made.rows),
-            tokens=made.tokens,
-            prompt_errors=len(made.errors),
-            details=self.engine.details(),
-        )
+        result = write_attempt(self.paths, shard, made.rows, made.errors, self.engine.details())
         patience = Retrying(
             retry=retry_if_exception_type(StoreError),
             stop=lambda state: self.stop.is_set() or (state.seconds_since_start or 0) > _COMMIT_PATIENCE,

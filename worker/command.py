@@ -14,19 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.errors import SeqprocError, StoreError
+from jobs.errors import CannotGoOn, StoreError
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
     from worker.stop import Stop
-
-CANNOT_GO_ON = 3  # exit code of --idle-exit when what is left cannot be done here; the last line says why
-
-
-class CannotGoOn(SeqprocError):
-    """What is left in the queues cannot be done by this worker."""
-
-    exit_code = CANNOT_GO_ON
 
 
 def worker(
@@ -47,7 +39,7 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     """
     from jobs.paths import worker_log
     from jobs.store import Store
-    from jobs.store_id import adopt_or_check
+    from jobs.store_id import check_root
     from worker.drain import Drain
     from worker.engine import CoreEngine
     from worker.faults import DeviceLost
@@ -61,7 +53,7 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     _on_signals(stop)
     store = Store.open(settings)
     try:
-        adopt_or_check(settings.results, store.store_id, adopt=not store.jobs(limit=1))
+        check_root(store, settings.results)
         worker_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         log_to(worker_log(settings.results, worker_id), worker_id, quiet=quiet)
         drain = Drain(store, settings, CoreEngine(settings.trusted_models), worker_id, queues, stop)

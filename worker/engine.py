@@ -32,18 +32,10 @@ OnStep = Callable[[int, int], None]  # (new tokens, sequences finished since the
 
 @dataclass(slots=True)
 class ShardRows:
-    """What running a shard gave: result rows by column name, and the prompts that failed, each with its sentence."""
+    """What running a shard gave, in any order: rows by column name, and prompts that failed, each with its sentence."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(row["response_ids"]) for row in self.rows)
-
-    def sort(self) -> None:
-        self.rows.sort(key=lambda row: (row["prompt_index"], row["sample_index"]))
-        self.errors.sort(key=lambda error: error["prompt_index"])
 
 
 class Engine(Protocol):
@@ -133,7 +125,6 @@ class CoreEngine:
                 on_step(0, 1)
         except torch.AcceleratorError as error:  # an illegal access, a lost GPU: nothing runs in this process any more
             raise DeviceLost(f"the device {self.device} failed: {str(error).splitlines()[0]}") from error
-        result.sort()
         return result
 
     def details(self) -> dict[str, Any]:

@@ -117,11 +117,11 @@ def _database(settings: Settings) -> tuple[Store | None, Check]:
 
 
 def _results(settings: Settings, store: Store) -> Check:
-    from jobs.store_id import adopt_or_check
+    from jobs.store_id import check_root
 
     root, remedy = settings.results, "See SEQPROC_RESULTS_DIR."
     try:
-        adopt_or_check(root, store.store_id, adopt=not store.jobs(limit=1))  # as the first submit would
+        check_root(store, root)  # as the first submit would
         with TemporaryFile(dir=root):
             pass
     except (SeqprocError, OSError) as error:

@@ -14,10 +14,10 @@ from typer.testing import CliRunner, Result
 
 from jobs.cli.app import app
 from jobs.client import Client
-from jobs.parquet import write_errors, write_rows
 from jobs.paths import JobPaths
-from jobs.records import Job, ShardResult
+from jobs.records import Job
 from jobs.settings import Settings
+from jobs.shard_files import write_attempt
 
 Run = Callable[..., Result]
 COLOUR = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "", "COLUMNS": "300"}  # as on a terminal
@@ -101,22 +101,9 @@ def do_shard(
     claim = client.store.claim("test-worker", queues=["default"], model=None, age_limit=600)
     assert claim is not None and claim.job.id == job_id
     paths = JobPaths(client.settings.results, job_id)
-    file, errors_file = paths.attempt_files(claim.shard.index, claim.shard.attempt)
     for folder in (paths.shards, paths.errors):
         folder.mkdir(exist_ok=True)
-    written = write_rows(paths.resolve(file), rows)
-    if errors:
-        write_errors(paths.resolve(errors_file), errors)
-    result = ShardResult(
-        file=file,
-        errors_file=errors_file if errors else None,
-        sha256=written.sha256,
-        bytes=written.bytes,
-        sequences=len(rows),
-        tokens=sum(len(r["response_ids"]) for r in rows),
-        prompt_errors=len(errors or ()),
-    )
-    assert client.store.commit(claim, result)
+    assert client.store.commit(claim, write_attempt(paths, claim.shard, rows, errors or [], {}))
     return client.store.job(job_id)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.parquet import write_errors, write_rows
 from jobs.paths import JobPaths
-from jobs.records import Claim, Job, ShardResult
+from jobs.records import Claim, Job
 from jobs.results import JobResults
 from jobs.settings import Settings
+from jobs.shard_files import write_attempt
 from jobs.snapshot import SnapshotRow, read_rows
 from jobs.spec import JobSpec
 from jobs.store import Store
@@ -79,21 +79,7 @@ class House:
             for p in prompts
             if p.prompt == "bad"
         ]
-        file, errors_file = paths.attempt_files(shard.index, shard.attempt)
-        written = write_rows(paths.resolve(file), rows)
-        if errors:
-            write_errors(paths.resolve(errors_file), errors)
-        result = ShardResult(
-            file=file,
-            errors_file=errors_file if errors else None,
-            sha256=written.sha256,
-            bytes=written.bytes,
-            sequences=len(rows),
-            tokens=sum(len(row["response_ids"]) for row in rows),
-            prompt_errors=len(errors),
-            details={"device": "hand"},
-        )
-        assert self.store.commit(claim, result)
+        assert self.store.commit(claim, write_attempt(paths, shard, rows, errors, {"device": "hand"}))
         return claim
 
     def finish(self, job: Job) -> Job:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import Client
+from jobs import Client, shard_files
 from jobs.client import JobHandle
 from jobs.errors import ResultsError, StoreError
 from jobs.manifest import read_manifest
@@ -229,7 +229,7 @@ def test_a_fault_of_the_machine_pauses_everything(bench: Bench, monkeypatch: pyt
     def full(path: Path, rows: Any) -> None:
         raise ResultsError(f"{path.parent}: no space is left")
 
-    monkeypatch.setattr(attempt_module, "write_rows", full)
+    monkeypatch.setattr(shard_files, "write_rows", full)
     why = bench.drain.until_idle()
     assert why is not None
     assert "no space is left" in why
