@@ -56,6 +56,7 @@ def build(store: Store, job_id: str) -> dict[str, Any]:
         "missing": [_missing(shard) for shard in shards if shard.state is not ShardState.DONE],
         "attempts": attempts,
         "details": details,
+        "drift": [found["drift"] for found in details if found.get("drift")],
         "written_by": f"sequence-processor {version('sequence-processor')}",
     }
     return dict(finite(manifest))

@@ -14,12 +14,24 @@ import secrets
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from jobs.errors import SpecError
 
 Measurement = Literal["logprobs", "entropies", "sampling_logprobs", "sampling_entropies"]
 MEASUREMENTS: tuple[Measurement, ...] = ("logprobs", "entropies", "sampling_logprobs", "sampling_entropies")
+
+BatchSize = PositiveInt | Literal["auto"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_LABEL = 256
@@ -80,7 +92,8 @@ class JobSpec(BaseModel):
     kind: Literal["generate", "score"] = Field("generate", description="sample responses, or measure given ones")
     model: str = Field(min_length=1, description="hub id, local folder, or tiny-arithmetic")
     revision: str | None = Field(None, description="hub revision: branch, tag or commit")
-    adapter: str | None = Field(None, description="peft adapter: hub id or local folder")
+    adapter: str | None = Field(None, description="peft LoRA adapter: hub id or local folder")
+    merge_adapter: bool = Field(False, description="add the adapter into the weights: faster, rounded once more")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the checkpoint")
 
     prompts: list[PromptRow] | None = Field(None, min_length=1, description="inline prompts")
@@ -97,9 +110,12 @@ class JobSpec(BaseModel):
     do_sample: bool = Field(True, description="sample, or take the most probable token")
     stop_strings: tuple[str, ...] = Field(("</answer>",), description="texts that end a response")
     ignore_eos: bool = Field(False, description="go on past end-of-sequence tokens; stop strings still stop")
-    deterministic: bool = Field(False, description="one row at a time, so that batching changes no bit; slower")
-    gen_batch_size: int = Field(32, ge=1, description="sequences decoded at once")
-    tf_batch_size: int = Field(64, ge=1, description="sequences scored at once")
+    deterministic: bool = Field(False, description="batches and neighbours change no bit of a row; slower")
+    gen_batch_size: BatchSize = Field("auto", description="sequences decoded at once; auto: as many as memory holds")
+    tf_batch_size: BatchSize = Field("auto", description="sequences scored at once; auto: as many as memory holds")
+    head_dtype: Literal["auto", "float32"] = Field(
+        "auto", description="type of the product that makes the logits; float32 is never rounded to less, and slower"
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="extra arguments of the chat template")
     measurements: tuple[Measurement, ...] = Field(MEASUREMENTS, description="which per-token quantities to keep")
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of every draw; default: a fresh one, recorded")
@@ -143,6 +159,14 @@ class JobSpec(BaseModel):
             raise ValueError(f"{value!r} is neither an existing folder nor a hub id like org/name")
         return value
 
+    @field_validator("gen_batch_size", "tf_batch_size", mode="wrap")
+    @classmethod
+    def _batch_size(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"must be a whole number, 1 or more, or auto, not {reprlib.repr(value)}") from None
+
     @field_validator("stop_strings")
     @classmethod
     def _stops(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -162,6 +186,8 @@ class JobSpec(BaseModel):
         given = [n for n in ("prompts", "file", "dataset") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"prompts come from one place, but {' and '.join(given)} are given")
+        if self.merge_adapter and self.adapter is None:
+            raise ValueError("merge_adapter needs an adapter; name one, or leave merge_adapter out")
         if self.num_prompts is not None and self.dataset is None and given:
             raise ValueError("num_prompts and prompt_seed draw from a dataset; for a file, submit the lines you want")
         if self.kind == "score" and self.dataset is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sequence_processing.config import GenerationConfig
-    from sequence_processing.containers import BatchedSequences, LogprobResults, Rollout
+    from sequence_processing.containers import BatchedSequences, LogprobResults, MicroBatch, Rollout
     from sequence_processing.loading import ModelError, load_model, model_identity
     from sequence_processing.processor import SequenceProcessor
     from sequence_processing.prompts import PromptError
@@ -19,6 +19,7 @@ __all__ = [
     "BatchedSequences",
     "GenerationConfig",
     "LogprobResults",
+    "MicroBatch",
     "ModelError",
     "PromptError",
     "Rollout",
@@ -32,6 +33,7 @@ _HOME = {
     "GenerationConfig": "config",
     "BatchedSequences": "containers",
     "LogprobResults": "containers",
+    "MicroBatch": "containers",
     "Rollout": "containers",
     "ModelError": "loading",
     "load_model": "loading",

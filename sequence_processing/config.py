@@ -1,6 +1,7 @@
 """How to sample and in what batches. Knows no model.
 
-Both batch sizes count rows: one prompt, one sample. They change speed and memory, never which tokens are drawn.
+Both batch sizes count rows: one prompt, one sample; "auto" takes as many as the device has memory for (`memory.py`).
+They change speed and memory, never which tokens are drawn.
 """
 
 import math
@@ -8,26 +9,30 @@ import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import SupportsIndex, cast
+from typing import Literal, SupportsIndex, TypeAlias, cast
+
+BatchSize: TypeAlias = int | Literal["auto"]
+HeadDtype: TypeAlias = Literal["auto", "float32"]
 
 
 @dataclass
 class GenerationConfig:
     """Sampling and batching parameters; `ValueError` with one sentence if a value is out of range.
 
-    `deterministic` decodes and scores one row at a time: a row's arithmetic then depends on that row alone, and its
-    tokens are the same bit for bit whatever the batch sizes, order and neighbours. Slow.
+    `deterministic`: a row's arithmetic depends on that row alone, and its tokens are the same bit for bit whatever the
+    batch sizes, order and neighbours. Where no batch can promise that, rows go one at a time, which is slow.
     """
 
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0  # nucleus mass, in (0, 1]
     max_new_tokens: int = 200  # 0 gives empty responses
     do_sample: bool = True  # False is greedy
-    gen_batch_size: int = 32
-    tf_batch_size: int = 64
+    gen_batch_size: BatchSize = 32
+    tf_batch_size: BatchSize = 64
     stop_strings: Sequence[str] = ("</answer>",)
     ignore_eos: bool = False  # decode on through EOS, to max_new_tokens or a stop string
     deterministic: bool = False
+    head_dtype: HeadDtype = "auto"  # float32: the head's product is never rounded through a narrower type; slower
 
     def __post_init__(self) -> None:
         self.validate()
@@ -39,12 +44,24 @@ class GenerationConfig:
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p must lie in (0, 1], not {self.top_p!r}; 1 keeps every token.")
         check_count("max_new_tokens", self.max_new_tokens, least=0)
-        check_count("gen_batch_size", self.gen_batch_size)
-        check_count("tf_batch_size", self.tf_batch_size)
+        check_batch_size("gen_batch_size", self.gen_batch_size)
+        check_batch_size("tf_batch_size", self.tf_batch_size)
         strings: object = self.stop_strings
         listed = isinstance(strings, Collection) and not isinstance(strings, str)
         if not (listed and all(isinstance(s, str) and s for s in self.stop_strings)):
             raise ValueError(f"stop_strings must be a list of non-empty strings, not {strings!r}; () for none.")
+        if self.head_dtype not in ("auto", "float32"):
+            raise ValueError(f"head_dtype must be 'auto' or 'float32', not {self.head_dtype!r:.80}.")
+
+
+def check_batch_size(name: str, value: object) -> BatchSize:
+    """`value` as "auto" or an int of at least 1; `ValueError` naming it otherwise."""
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    number = whole(value)
+    if number is None or number < 1:
+        raise ValueError(f"{name} must be a whole number, 1 or more, or 'auto', not {value!r:.80}.")
+    return number
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:

@@ -72,6 +72,23 @@ class LogprobResults:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some of the responses of a grid, measured with gradient: entry i of each list is of response `rows[i]`.
+
+    Of no responses at all if other ranks have more of them.
+    """
+
+    rows: list[tuple[int, int]]  # (b, g)
+    logprobs: list[torch.Tensor]  # log p(token), with graph
+    entropies: list[torch.Tensor]  # entropy of p, with graph
+    sequence_logprobs: list[torch.Tensor]  # sum of logprobs, with graph
+    sampling_logprobs: list[torch.Tensor]  # log q(token)
+    sampling_entropies: list[np.ndarray]  # entropy of q
+    old_logprobs: list[torch.Tensor] | None  # log p(token) in the pass that sampled, if there was one
+    zero: torch.Tensor  # 0-d and 0, with graph: where a loss begins, so that there is one without responses as well
+
+
 @dataclass
 class BatchedSequences:
     """B prompts with G responses each. See the module's invariants for the layout."""

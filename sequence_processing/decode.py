@@ -1,4 +1,4 @@
-"""The decode loop's only view of a model: prefill distinct prompts, step, drop finished rows.
+"""The decode loop's only view of a model: add prompts, step, drop finished rows.
 
 A `Decoder` returns the logits of the next token of each live row, [rows, V], in the model's own type. Faster ways
 plug in behind this interface; each must give these logits up to rounding.
@@ -11,22 +11,39 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from sequence_processing.model import CausalModel
+from sequence_processing.native.decoder import NativeDecoder
+from sequence_processing.native.serve import forward_for
+from sequence_processing.prefill import next_logits, prefill
+from sequence_processing.slots import SlotDecoder, refusal
 
 log = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
-    """Live rows in a fixed order; used for one batch, in eval mode and without gradient."""
+    """Live rows in a fixed order; used within one call of the engine, in eval mode and without gradient."""
 
-    def prefill(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
-        """Take distinct prompts; row order is `repeats[0]` rows of the first, and so on. Logits [sum(repeats), V]."""
+    @property
+    def refills(self) -> bool:
+        """Whether `add` may be called while there are live rows."""
+        ...
+
+    @property
+    def independent_rows(self) -> bool:
+        """Whether a row's logits are the same bit for bit whatever the other rows."""
+        ...
+
+    def add(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
+        """Take distinct prompts: `repeats[0]` rows of the first, and so on, behind the live rows.
+
+        Logits [sum(repeats), V] of the new rows.
+        """
         ...
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append `tokens` int64 [rows] and return the next logits [rows, V]."""
+        """Append `tokens` int64 [rows] and return the next logits [rows, V], valid until the next call."""
         ...
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -37,43 +54,47 @@ class Decoder(Protocol):
 def decoder_for(model: CausalModel, longest: int) -> Decoder:
     """The decoder that serves this model for rows that reach at most `longest` tokens."""
     name = type(model.base).__name__
+    if (native := forward_for(model, longest)) is not None:
+        return NativeDecoder(native)
     if not model.caches_attention:
         log.info("%s has no attention cache to use: every token recomputes its row.", name)
         return RecomputeDecoder(model)
     if model.rope_change is not None and longest > model.rope_change:
         log.info("Rows of %s may pass %d tokens: every token recomputes its row.", name, model.rope_change)
         return RecomputeDecoder(model)
-    return CacheDecoder(model)
+    if (reason := refusal(model)) is not None:
+        log.info("%s %s: new rows wait until the batch has ended, and its cache is copied at every step.", name, reason)
+        return CacheDecoder(model)
+    return SlotDecoder(model)
 
 
 class CacheDecoder:
     """The model's own modules and a `DynamicCache`: prompts left-padded, each prefilled once for its samples."""
 
+    refills = False
+    independent_rows = False
+
     def __init__(self, model: CausalModel) -> None:
         self._model = model
-        self._cache = DynamicCache(config=model.text_config)
+        self._cache: Cache = DynamicCache()
         self._mask = torch.empty(0)  # [rows, cached tokens], 0 on padding
         self._positions = torch.empty(0)  # [rows, 1], of the next token
 
-    def prefill(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
-        device = self._model.device
-        width = max(len(p) for p in prompts)
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        self._mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-        logits = self._forward(ids, (self._mask.cumsum(-1) - 1).clamp_(min=0))
-        self._positions = lengths[:, None]
-        if max(repeats) > 1:
-            rows = torch.repeat_interleave(
-                torch.arange(len(prompts), device=device), torch.tensor(repeats, device=device)
-            )
+    def add(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
+        prefilled = prefill(self._model, prompts)
+        self._cache, self._mask, self._positions = prefilled.cache, prefilled.mask, prefilled.lengths[:, None]
+        logits = prefilled.logits
+        if any(n != 1 for n in repeats):
+            counts = torch.tensor(repeats, device=logits.device)
+            rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(counts)
             self.keep(rows)
             logits = logits[rows]
         return logits
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        logits = self._forward(tokens[:, None].to(self._mask.device), self._positions)
+        ids = tokens[:, None].to(self._mask.device)
+        logits = next_logits(self._model, ids, self._mask, self._positions, self._cache)
         # Rows that have ended stay until they are dropped; theirs must not run past a table of positions.
         self._positions = (self._positions + 1).clamp_(max=(self._model.context or sys.maxsize) - 1)
         return logits
@@ -83,30 +104,21 @@ class CacheDecoder:
         self._mask = self._mask[rows]
         self._positions = self._positions[rows]
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        inputs: dict[str, Any] = {
-            "input_ids": ids,
-            "attention_mask": self._mask,
-            "position_ids": positions,
-            "past_key_values": self._cache,
-            "use_cache": True,
-            "logits_to_keep": 1,
-        }
-        accepted = {name: value for name, value in inputs.items() if name in self._model.accepts}
-        return self._model.module(**accepted).logits[:, -1]
-
 
 class RecomputeDecoder:
     """For models without an attention cache (state-space models), without positions, or whose past tokens change with
     the row's length (LongRoPE): the whole row again for every token, never padded. Correct and slow.
     """
 
+    refills = True
+    independent_rows = False
+
     def __init__(self, model: CausalModel) -> None:
         self._model = model
         self._rows: list[list[int]] = []
 
-    def prefill(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
-        self._rows = [list(p) for p, n in zip(prompts, repeats, strict=True) for _ in range(n)]
+    def add(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
+        self._rows += [list(p) for p, n in zip(prompts, repeats, strict=True) for _ in range(n)]
         logits = self._forward([list(p) for p in prompts])
         return logits.repeat_interleave(torch.tensor(repeats, device=logits.device), dim=0)
 

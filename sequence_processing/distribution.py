@@ -3,7 +3,8 @@
 p is the model's own distribution: temperature 1, no truncation. q is the distribution sampled from: temperature
 first, then top-p; a token is kept if the mass of strictly more probable tokens is at most top_p (ties stay together),
 and what is kept is renormalised. Temperature 0 is a point mass at the argmax, the lowest id among equals. All
-arithmetic is float64, results are float32, in nats.
+arithmetic is float64, results are float32, in nats. On the CPU and without gradient a kernel does the same with sums in
+float64 of float32 terms, in one or two passes over the logits.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from sequence_processing import noise
+from sequence_processing.native.ops import Kernels, kernels
 
 # Rows are worked on in blocks of at most this many logits: 64 MiB for each float64 temporary.
 BLOCK_ELEMENTS = 1 << 23
@@ -79,6 +81,8 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor, policy: Policy) -> Measu
 
     `logprobs` and `entropies` carry the graph if `logits` do; q is never differentiated.
     """
+    if (fast := _kernels_for(logits)) is not None:
+        return _columns(fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, tokens.contiguous(), None))
     z = exact(logits)
     p = log_p(z)
     with torch.no_grad():
@@ -87,15 +91,21 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor, policy: Policy) -> Measu
 
 
 def sample(
-    logits: torch.Tensor, row_keys: Sequence[int], positions: Sequence[int], policy: Policy
+    logits: torch.Tensor, row_keys: Sequence[int], positions: Sequence[int], policy: Policy, *, measured: bool = True
 ) -> tuple[torch.Tensor, Measured]:
     """Draw one token a row from q by Gumbel-max, and measure it: tokens int64 [n] and the four quantities.
 
-    argmax(log q + Gumbel noise) is distributed as q (Gumbel 1954). The noise is named by (row key, position).
+    argmax(log q + Gumbel noise) is distributed as q (Gumbel 1954). The noise is named by (row key, position). Not
+    `measured`: zeros, where that saves work (how much is a benchmark's question).
     """
     n, vocab_size = logits.shape
+    if (fast := _kernels_for(logits)) is not None:
+        drawn = torch.empty(n, dtype=torch.int64)
+        names = (row_keys, positions)
+        quantities = fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, drawn, names, measure=measured)
+        return drawn, _columns(quantities)
     size = block_rows(vocab_size)
-    tokens, measured = [], []
+    tokens, parts = [], []
     for start in range(0, n, size):
         block = slice(start, start + size)
         z = exact(logits[block])
@@ -106,8 +116,8 @@ def sample(
         else:
             chosen = (q + noise.gumbel(row_keys[block], positions[block], vocab_size, z.device)).argmax(dim=-1)
         tokens.append(chosen.to(logits.device))
-        measured.append(_gather(p, q, chosen, logits.device))
-    return torch.cat(tokens), join(measured)
+        parts.append(_gather(p, q, chosen, logits.device))
+    return torch.cat(tokens), join(parts)
 
 
 def join(parts: Sequence[Measured]) -> Measured:
@@ -118,6 +128,19 @@ def join(parts: Sequence[Measured]) -> Measured:
         torch.cat([m.sampling_logprobs for m in parts]),
         torch.cat([m.sampling_entropies for m in parts]),
     )
+
+
+def _kernels_for(logits: torch.Tensor) -> Kernels | None:
+    wanted = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return kernels() if wanted and not (logits.requires_grad and torch.is_grad_enabled()) else None
+
+
+def _rows(logits: torch.Tensor) -> torch.Tensor:
+    return logits.detach().float().contiguous()
+
+
+def _columns(quantities: torch.Tensor) -> Measured:
+    return Measured(*quantities.unbind(dim=1))
 
 
 def _gather(p: torch.Tensor, q: torch.Tensor, tokens: torch.Tensor, device: torch.device) -> Measured:

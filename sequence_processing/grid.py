@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sequence_processing.containers import BatchedSequences, LogprobResults
+from sequence_processing.containers import BatchedSequences, LogprobResults, MicroBatch
 from sequence_processing.distribution import Measured
 from sequence_processing.model import CausalModel
+from sequence_processing.pairs import Pair, Scored
 from sequence_processing.prompts import checked_ids
-from sequence_processing.scoring import Pair
 
 
 def _check_shapes(sequences: BatchedSequences) -> None:
@@ -73,6 +73,24 @@ def results_of(measured: Sequence[Measured], sizes: Sequence[int], with_grad: bo
         sequence_logprobs=sums,
         sampling_logprobs=[[m.sampling_logprobs for m in group] for group in grid],
         sampling_entropies=[[array(m.sampling_entropies) for m in group] for group in grid],
+    )
+
+
+def micro_batch_of(sequences: BatchedSequences, part: tuple[Scored, torch.Tensor]) -> MicroBatch:
+    """Measurements of some of the rows of `sequences`, which are counted prompt by prompt, and their zero."""
+    scored, zero = part
+    places = [(b, g) for b, gen_lens in enumerate(sequences.gen_lens) for g in range(len(gen_lens))]
+    rows, measured = [places[i] for i, _ in scored], [m for _, m in scored]
+    sampled = sequences.sampling_pass
+    return MicroBatch(
+        rows=rows,
+        logprobs=[m.logprobs for m in measured],
+        entropies=[m.entropies for m in measured],
+        sequence_logprobs=[m.logprobs.sum() for m in measured],
+        sampling_logprobs=[m.sampling_logprobs for m in measured],
+        sampling_entropies=[array(m.sampling_entropies) for m in measured],
+        old_logprobs=None if sampled is None else [sampled.logprobs[b][g] for b, g in rows],
+        zero=zero,
     )
 
 

@@ -52,6 +52,7 @@ _OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
     "DefaultCPUAllocator: can't allocate memory",
+    "could not create a primitive",  # oneDNN: no room for the code or the scratch memory of a product
 )
 
 
@@ -85,6 +86,7 @@ class CausalModel:
         self.base = base  # the causal LM of transformers, inside an adapter's wrapper
         self.text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
         self.accepts = frozenset(inspect.signature(base.forward).parameters)
+        self._modules = list(self.module.modules())  # looked through at every step
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +148,7 @@ class CausalModel:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Eval mode without gradient; every module's own mode is restored, whatever happens."""
-        training = [m for m in self.module.modules() if m.training]
+        training = [m for m in self._modules if m.training]
         for module in training:
             module.training = False
         try:
@@ -200,6 +202,6 @@ def refuse_unsupported(model: object) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device (or the host's allocator) ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )

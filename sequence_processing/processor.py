@@ -8,20 +8,22 @@ import logging
 import random
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch import nn
 
-from sequence_processing import scoring
-from sequence_processing.config import GenerationConfig, check_count, check_whole, whole
-from sequence_processing.containers import BatchedSequences, LogprobResults, Rollout
+from sequence_processing import gradients, memory, scoring
+from sequence_processing.config import BatchSize, GenerationConfig, check_batch_size, check_count, check_whole, whole
+from sequence_processing.containers import BatchedSequences, LogprobResults, MicroBatch, Rollout
 from sequence_processing.distribution import Policy
-from sequence_processing.grid import array, check_fits, pairs_of, results_of
+from sequence_processing.grid import array, check_fits, micro_batch_of, pairs_of, results_of
 from sequence_processing.model import CausalModel
+from sequence_processing.native.serve import forward_for
+from sequence_processing.pairs import Pair, Size, in_order
 from sequence_processing.prompts import Prompt, PromptError, encode_prompt, encode_response
-from sequence_processing.rollout import Engine, OnStep
-from sequence_processing.scoring import Pair
+from sequence_processing.rollout import Engine, OnFailed, OnStep
 from sequence_processing.stops import StopStrings, decode
 
 log = logging.getLogger(__name__)
@@ -56,8 +58,8 @@ class SequenceProcessor:
         num_prompts: int | None = None,
         seed: int | None = None,
         with_grad: bool = False,
-        gen_batch_size: int | None = None,
-        tf_batch_size: int | None = None,
+        gen_batch_size: BatchSize | None = None,
+        tf_batch_size: BatchSize | None = None,
         *,
         prompt_keys: Sequence[int] | None = None,
         max_new_tokens: int | Sequence[int] | None = None,
@@ -93,7 +95,7 @@ class SequenceProcessor:
         self,
         prompts: Sequence[Prompt],
         G: int = 8,
-        gen_batch_size: int | None = None,
+        gen_batch_size: BatchSize | None = None,
         *,
         seed: int | None = None,
         prompt_keys: Sequence[int] | None = None,
@@ -113,7 +115,7 @@ class SequenceProcessor:
         return sequences
 
     def teacher_force_logprobs(
-        self, sequences: BatchedSequences, with_grad: bool = False, tf_batch_size: int | None = None
+        self, sequences: BatchedSequences, with_grad: bool = False, tf_batch_size: BatchSize | None = None
     ) -> LogprobResults:
         """The four quantities of the responses in `sequences`, its own or a caller's, under the model as it is now.
 
@@ -121,20 +123,38 @@ class SequenceProcessor:
         holes or disagrees with the lengths, or if a token is none of the model's. Without gradient the model runs in
         eval mode; with gradient in the caller's mode.
         """
-        self.config.validate()
-        batch_size = self._rows_at_once("tf_batch_size", tf_batch_size)
-        model = CausalModel(self.model)
-        pairs = pairs_of(sequences, model.vocab_size)
-        flat = [pair for group in pairs for pair in group]
-        check_fits(model, flat)
+        model, pairs, batch_size = self._given(sequences, with_grad, tf_batch_size)
         if with_grad:
-            measured = scoring.score_with_grad(model, flat, self._policy(), batch_size)
+            parts = gradients.micro_batches(model, pairs, self._policy(), batch_size, self.config.head_dtype)
+            measured = in_order(scored for scored, _ in parts)
         else:
-            scored = (item for batch in scoring.score(model, flat, self._policy(), batch_size) for item in batch)
-            measured = [m for _, m in sorted(scored, key=lambda item: item[0])]
-        results = results_of(measured, [len(group) for group in pairs], with_grad)
+            scored = scoring.score(model, pairs, self._policy(), batch_size, self.config.head_dtype)
+            measured = in_order(scored)
+        results = results_of(measured, [len(group) for group in sequences.gen_lens], with_grad)
         results.old_logprobs = None if sequences.sampling_pass is None else sequences.sampling_pass.logprobs
         return results
+
+    def micro_batches(
+        self, sequences: BatchedSequences, tf_batch_size: BatchSize | None = None
+    ) -> Iterator[MicroBatch]:
+        """What `teacher_force_logprobs(with_grad=True)` gives, `tf_batch_size` rows at a time, longest first.
+
+        Only one graph exists at a time if backward is called on each before the next one is asked for; the gradients
+        add up:
+
+            for part in processor.micro_batches(sequences):
+                loss = part.zero
+                for (b, g), logprobs in zip(part.rows, part.logprobs):
+                    loss = loss - advantages[b][g] * logprobs.sum()
+                loss.backward()
+
+        Under DDP all ranks get the same number of micro-batches, the last ones of a rank with fewer rows being empty.
+        Each backward averages over the ranks, so every rank must call it on every micro-batch; what has been added up
+        at the end is the average over the ranks. `ValueError` as of `teacher_force_logprobs`, at once.
+        """
+        model, pairs, batch_size = self._given(sequences, True, tf_batch_size)
+        parts = gradients.micro_batches(model, pairs, self._policy(), batch_size, self.config.head_dtype)
+        return map(partial(micro_batch_of, sequences), parts)  # unlike a generator, map keeps no micro-batch alive
 
     def sample_prompts(
         self, dataset_name: str, split: str = "train", num_prompts: int | None = None, seed: int | None = None
@@ -175,24 +195,32 @@ class SequenceProcessor:
         max_new_tokens: int | Sequence[int] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         on_step: OnStep | None = None,
+        on_failed: OnFailed | None = None,
     ) -> Iterator[Rollout]:
         """Yield each of the len(prompts) x G sequences when it is finished, in any order.
 
         `on_step(new tokens since the last call, live rows)` is called after each decode step; what it raises ends the
-        iteration at once. A row that would pass the model's context is cut there (finish_reason "length"). With
-        `seed=None` the fresh seed is told to the log.
+        iteration at once. A row that does not fit in memory even by itself is told to `on_failed(prompt index, sample
+        index, error)` and left out, or raises that `MemoryError`. A row that would pass the model's context is cut
+        there (finish_reason "length"). With `seed=None` the fresh seed is told to the log.
         """
         prompts, G = _as_list(prompts), check_count("G", G)
         keys = _prompt_keys(len(prompts), prompt_keys)
-        return self._rollouts(prompts, G, None, _seed(seed), keys, max_new_tokens, chat_template_kwargs, on_step)
+        seed = _seed(seed)
+        return self._rollouts(prompts, G, None, seed, keys, max_new_tokens, chat_template_kwargs, on_step, on_failed)
 
     def score(
-        self, pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]], *, on_step: OnStep | None = None
+        self,
+        pairs: Sequence[tuple[str | Sequence[int], str | Sequence[int]]],
+        *,
+        on_step: OnStep | None = None,
+        on_failed: OnFailed | None = None,
     ) -> Iterator[Rollout]:
         """Measure given (prompt, response) pairs, each text or token ids; yields `Rollout`s in any order.
 
         Prompt and response are tokenised separately, the response without special tokens. `on_step(tokens, rows)` is
-        called after each batch. `PromptError` naming the pair if it is longer than the model's context.
+        called after each batch; `on_failed` as for `rollouts`. `PromptError` naming the pair if it is longer than the
+        model's context.
         """
         self.config.validate()
         model = CausalModel(self.model)
@@ -201,7 +229,9 @@ class SequenceProcessor:
             for i, (prompt, response) in enumerate(_checked_pairs(pairs))
         ]
         no_stops = StopStrings(self.tokenizer, ())
-        for batch in scoring.score(model, encoded, self._policy(), self._rows_at_once("tf_batch_size", None)):
+        batch_size = self._size_of_scoring(model, encoded, None)
+        failed = None if on_failed is None else lambda i, error: on_failed(i, 0, error)
+        for batch in scoring.score(model, encoded, self._policy(), batch_size, self.config.head_dtype, failed):
             if on_step is not None:
                 on_step(sum(len(encoded[i].response_ids) for i, _ in batch), len(batch))
             for i, measured in batch:
@@ -229,16 +259,17 @@ class SequenceProcessor:
         self,
         prompts: Sequence[Prompt],
         G: int,
-        gen_batch_size: int | None,
+        gen_batch_size: BatchSize | None,
         seed: int,
         prompt_keys: Sequence[int],
         max_new_tokens: int | Sequence[int] | None,
         chat_template_kwargs: Mapping[str, Any] | None,
         on_step: OnStep | None,
+        on_failed: OnFailed | None = None,
     ) -> Iterator[Rollout]:
         """Checks at once, generates as it is iterated."""
         self.config.validate()
-        batch_size = self._rows_at_once("gen_batch_size", gen_batch_size)
+        size = self._size("gen_batch_size", gen_batch_size)
         limits = self._limits(len(prompts), G, max_new_tokens)
         model = CausalModel(self.model)
         ids = [
@@ -252,15 +283,37 @@ class SequenceProcessor:
             stops=StopStrings(self.tokenizer, self.config.stop_strings),
             decode=lambda response: decode(self.tokenizer, response),
         )
-        return engine.run(engine.rows(ids, G, limits, seed, prompt_keys), batch_size, on_step)
+        if size == "auto":
+            size = memory.rows_at_once(model, [len(i) for i in ids], limits)
+        rows = engine.rows(ids, G, limits, seed, prompt_keys)
+        return engine.run(rows, size, deterministic=self.config.deterministic, on_step=on_step, on_failed=on_failed)
+
+    def _given(
+        self, sequences: BatchedSequences, with_grad: bool, tf_batch_size: BatchSize | None
+    ) -> tuple[CausalModel, list[Pair], Size]:
+        """A caller's sequences, checked: the model as it is now, all rows, and how many of them at once."""
+        self.config.validate()
+        model = CausalModel(self.model)
+        pairs = [pair for group in pairs_of(sequences, model.vocab_size) for pair in group]
+        check_fits(model, pairs)
+        return model, pairs, self._size_of_scoring(model, pairs, tf_batch_size, with_grad)
 
     def _policy(self) -> Policy:
         greedy = not self.config.do_sample or self.config.temperature == 0
         return Policy(0.0, 1.0) if greedy else Policy(float(self.config.temperature), float(self.config.top_p))
 
-    def _rows_at_once(self, name: str, override: int | None) -> int:
-        size = check_count(name, getattr(self.config, name) if override is None else override)
-        return 1 if self.config.deterministic else size
+    def _size(self, name: str, override: BatchSize | None) -> BatchSize:
+        return check_batch_size(name, getattr(self.config, name) if override is None else override)
+
+    def _size_of_scoring(
+        self, model: CausalModel, pairs: Sequence[Pair], override: BatchSize | None, with_grad: bool = False
+    ) -> Size:
+        """One row at a time where its arithmetic must depend on that row alone and else would not."""
+        size = self._size("tf_batch_size", override)
+        longest = max((p.length for p in pairs), default=1)
+        if self.config.deterministic and (with_grad or forward_for(model, longest) is None):
+            return 1
+        return memory.tokens_at_once(model, longest, with_grad) if size == "auto" else size
 
     def _limits(self, prompts: int, G: int, max_new_tokens: int | Sequence[int] | None) -> list[int]:
         """The most new tokens of each of prompts x G rows."""

@@ -1,13 +1,14 @@
 """The engine: rows in, finished `Rollout`s out, each yielded as soon as it ends.
 
 A row is one prompt and one sample; its draws are named by (seed, prompt key, sample index, position) and so do not
-depend on the batch it happens to be in. That is what makes the answer to running out of memory simple: the unfinished
-rows of the batch go back and run again from the start in smaller batches, and nothing that was already yielded
-changes.
+depend on the batch it happens to be in. A row that ends leaves at once and the next ones take its place. Running out of
+memory has a simple answer for the same reason: the unfinished rows go back and run again from the start, fewer at a
+time, and nothing that was already yielded changes.
 """
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,9 +26,12 @@ from sequence_processing.stops import StopStrings, StopWatch
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
+OnFailed = Callable[[int, int, MemoryError], None]  # prompt index, sample index
 
-# Dropping rows copies the whole cache: worth it once a quarter of the batch has finished.
+# Where dropping rows copies the whole cache, it is worth it once a quarter of the batch has finished.
 _DROP_BELOW = 0.75
+# New rows are prefilled this many at a time, as a share of the batch: a forward of few tokens costs as much as of many.
+_REFILL = 1 / 8
 
 
 @dataclass(slots=True)
@@ -80,83 +84,74 @@ class Engine:
             for g in range(G)
         ]
 
-    def run(self, rows: Sequence[Row], batch_size: int, on_step: OnStep | None = None) -> Iterator[Rollout]:
+    def run(
+        self,
+        rows: Sequence[Row],
+        batch_size: int,
+        *,
+        deterministic: bool = False,
+        on_step: OnStep | None = None,
+        on_failed: OnFailed | None = None,
+    ) -> Iterator[Rollout]:
         """Yield each row's `Rollout` when it ends, in any order.
 
-        `on_step(new tokens, live rows)` is called after each decode step and what it raises goes through at once. Out
-        of memory halves the batch; a single row that does not fit raises `MemoryError`.
+        `deterministic`: no row's arithmetic may depend on its neighbours; where the decoder cannot promise that, rows
+        run one at a time. `on_step(new tokens, live rows)` is called after each decode step and what it raises goes
+        through at once. Out of memory halves the batch; a single row that does not fit is told to `on_failed`, or
+        raises its `MemoryError`.
         """
         for row in rows:
             if row.limit == 0:
                 yield self._finish(row, "length")
         # Longest prompts first: like lengths share a batch, and if memory is short it shows at once.
-        waiting = sorted((r for r in rows if r.limit > 0), key=lambda r: -len(r.prompt_ids))
+        waiting = deque(sorted((r for r in rows if r.limit > 0), key=lambda r: -len(r.prompt_ids)))
+        longest = max((len(row.prompt_ids) + row.limit for row in waiting), default=0)
+        size = batch_size
         while waiting:
-            batch, waiting = waiting[:batch_size], waiting[batch_size:]
-            unfinished = {(row.prompt_index, row.sample_index): row for row in batch}
-            steps = self._steps(batch)
-            while unfinished:
+            batch = _Batch(self, waiting, size, longest, deterministic)
+            failed: MemoryError | None = None
+            while batch.rows or waiting:
                 try:
-                    step = next(steps)  # nothing of the caller's runs in here: what that raises is not ours to handle
+                    step = batch.advance()  # nothing of the caller's runs in here: what that raises is not ours
                 except Exception as error:
-                    _refuse_unless_smaller_helps(error, batch)
+                    failed = _refuse_unless_smaller_helps(error, batch.rows)
                     break
                 if on_step is not None:
                     on_step(step.new_tokens, step.live)
-                for rollout in step.ended:
-                    del unfinished[rollout.prompt_index, rollout.sample_index]
-                    yield rollout
-            if not unfinished:
+                yield from step.ended
+            if not batch.rows:
                 continue
             # Outside the handler, so that the failed step's tensors are free by now.
-            batch_size = max(1, len(batch) // 2)
-            log.warning("Out of memory with %d rows; going on with %d.", len(batch), batch_size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            for row in unfinished.values():
-                row.restart(self.stops.watch())
-            waiting = [*unfinished.values(), *waiting]
+            unfinished = batch.rows
+            del batch
+            if failed is None:
+                size = self._put_back(unfinished, waiting)
+            elif on_failed is None:
+                raise failed
+            else:
+                on_failed(unfinished[0].prompt_index, unfinished[0].sample_index, failed)
+                size = batch_size  # others may be smaller
 
-    def _steps(self, batch: Sequence[Row]) -> Iterator[Step]:
-        """Decode a batch step by step until all its rows have ended."""
-        longest = max(len(row.prompt_ids) for row in batch) + max(row.limit for row in batch)
-        decoder = decoder_for(self.model, longest)
-        # Rows of the decoder: None where a row has ended and is not dropped yet. Equal prompts stand together.
-        by_prompt: dict[tuple[int, ...], list[Row]] = {}
-        for row in batch:
-            by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
-        slots: list[Row | None] = [row for group in by_prompt.values() for row in group]
-        with self.model.evaluating():
-            logits = decoder.prefill(list(by_prompt), [len(group) for group in by_prompt.values()])
-            tokens = self._draw(slots, logits)
-        while True:
-            ended: list[Rollout] = []
-            new_tokens = _newly_reported([row for row in slots if row is not None])
-            for i, live_row in enumerate(slots):
-                if live_row is not None and (reason := self._finish_reason(live_row)) is not None:
-                    ended.append(self._finish(live_row, reason))
-                    slots[i] = None
-            live = [i for i, row in enumerate(slots) if row is not None]
-            yield Step(new_tokens, len(live), ended)
-            if not live:
-                return
-            with self.model.evaluating():
-                if len(live) < _DROP_BELOW * len(slots):
-                    kept = torch.tensor(live, device=self.model.device)
-                    decoder.keep(kept)
-                    tokens, slots = tokens[kept], [slots[i] for i in live]
-                tokens = self._draw(slots, decoder.step(tokens))
+    def _put_back(self, unfinished: Sequence[Row], waiting: deque[Row]) -> int:
+        """The rows of a batch that ran out of memory, to start again; returns how many at once."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for row in reversed(unfinished):
+            row.restart(self.stops.watch())
+            waiting.appendleft(row)
+        log.warning("Out of memory with %d rows; going on with %d.", len(unfinished), len(unfinished) // 2)
+        return len(unfinished) // 2
 
-    def _draw(self, slots: Sequence[Row | None], logits: torch.Tensor) -> torch.Tensor:
-        """Draw and record one token for each live row; ended rows take along whatever comes. Tokens int64 [rows]."""
-        keys = [0 if row is None else row.key for row in slots]
-        positions = [0 if row is None else len(row.response_ids) for row in slots]
+    def draw(self, rows: Sequence[Row | None], logits: torch.Tensor) -> torch.Tensor:
+        """Draw and record one token for each row; None stands for one that has ended. Tokens int64 [rows]."""
+        keys = [0 if row is None else row.key for row in rows]
+        positions = [0 if row is None else len(row.response_ids) for row in rows]
         tokens, m = distribution.sample(logits, keys, positions, self.policy)
         values = torch.stack([m.logprobs, m.entropies, m.sampling_logprobs, m.sampling_entropies], dim=1).tolist()
-        for row, token, four in zip(slots, tokens.tolist(), values, strict=True):
+        for row, token, four in zip(rows, tokens.tolist(), values, strict=True):
             if row is None:
                 continue
-            if any(math.isnan(v) for v in four):
+            if math.isnan(four[0]) or math.isnan(four[1]):
                 raise FloatingPointError(
                     f"The model's logits are not finite at token {len(row.response_ids)} of prompt {row.prompt_index}, "
                     f"sample {row.sample_index}; its weights may have diverged, or its type is too narrow."
@@ -164,6 +159,11 @@ class Engine:
             row.response_ids.append(token)
             row.measured.append(four)
         return tokens
+
+    def end(self, row: Row) -> Rollout | None:
+        """The row's `Rollout` if it ends with its newest token."""
+        reason = self._finish_reason(row)
+        return None if reason is None else self._finish(row, reason)
 
     def _finish_reason(self, row: Row) -> str | None:
         """Why the row ends with its newest token, or None."""
@@ -195,21 +195,85 @@ class Engine:
         )
 
 
-def _refuse_unless_smaller_helps(error: Exception, batch: Sequence[Row]) -> None:
-    """Returns if a smaller batch may help; raises `error`, or `MemoryError` for a single row."""
+class _Batch:
+    """The rows in flight: at most `size` at once, taken from `waiting` as others end."""
+
+    def __init__(self, engine: Engine, waiting: deque[Row], size: int, longest: int, deterministic: bool) -> None:
+        self._engine = engine
+        self._waiting = waiting
+        self._decoder = decoder_for(engine.model, longest)
+        self._size = 1 if deterministic and not self._decoder.independent_rows else size
+        self._slots: list[Row | None] = []  # as the decoder has them; None where one has ended and is not dropped yet
+        self._tokens = torch.empty(0, dtype=torch.int64)  # the newest of each slot
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that have not ended."""
+        return [row for row in self._slots if row is not None]
+
+    def advance(self) -> Step:
+        """One token more for each row in flight, and the first for those that come in."""
+        with self._engine.model.evaluating():
+            if self._slots:
+                self._drop()
+                self._tokens = self._engine.draw(self._slots, self._decoder.step(self._tokens))
+            self._refill()
+        new_tokens = _newly_reported(self.rows)
+        ended = []
+        for i, row in enumerate(self._slots):
+            if row is not None and (rollout := self._engine.end(row)) is not None:
+                ended.append(rollout)
+                self._slots[i] = None
+        live = len(self.rows)
+        if not live:
+            self._drop()
+        return Step(new_tokens, live, ended)
+
+    def _drop(self) -> None:
+        """Rows that have ended leave the decoder."""
+        live = [i for i, row in enumerate(self._slots) if row is not None]
+        cheap = self._decoder.refills or len(live) < _DROP_BELOW * len(self._slots)
+        if len(live) < len(self._slots) and cheap:
+            kept = torch.tensor(live, dtype=torch.int64, device=self._tokens.device)
+            self._decoder.keep(kept)
+            self._tokens, self._slots = self._tokens[kept], [self._slots[i] for i in live]
+
+    def _refill(self) -> None:
+        room = self._size - len(self._slots)
+        enough = self._decoder.refills and room >= min(len(self._waiting), self._size * _REFILL)
+        if not self._waiting or (self._slots and not enough):
+            return
+        # Equal prompts stand together, in the decoder's order.
+        by_prompt: dict[tuple[int, ...], list[Row]] = {}
+        for _ in range(min(room, len(self._waiting))):
+            row = self._waiting.popleft()
+            by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
+        new = [row for group in by_prompt.values() for row in group]
+        self._slots += new  # before anything can fail: from here on they are this batch's
+        logits = self._decoder.add(list(by_prompt), [len(group) for group in by_prompt.values()])
+        drawn = self._engine.draw(new, logits)
+        self._tokens = torch.cat([self._tokens.to(drawn.device), drawn])
+
+
+def _refuse_unless_smaller_helps(error: Exception, batch: Sequence[Row]) -> MemoryError | None:
+    """Raises `error` if it is not about memory; for a single row, the `MemoryError` that says so."""
     if not is_out_of_memory(error):
         raise error
-    if len(batch) == 1:
-        raise MemoryError(
-            f"One sequence of {len(batch[0].prompt_ids)} prompt tokens and up to {batch[0].limit} new ones does not "
-            "fit in memory; shorten it, or use a smaller type or a larger device."
-        ) from error
+    if len(batch) > 1:
+        return None
+    failed = MemoryError(
+        f"One sequence of {len(batch[0].prompt_ids)} prompt tokens and up to {batch[0].limit} new ones does not fit in "
+        "memory; shorten it, or use a smaller type or a larger device."
+    )
+    failed.__cause__ = error
+    return failed
 
 
 def _newly_reported(rows: Sequence[Row]) -> int:
-    """Tokens that `on_step` has not heard of; those drawn again after running out of memory do not count twice."""
+    """New tokens that `on_step` has not heard of: a row that started again is not counted twice."""
     new = 0
     for row in rows:
-        new += max(0, len(row.response_ids) - row.reported)
-        row.reported = max(row.reported, len(row.response_ids))
+        if len(row.response_ids) > row.reported:
+            new += len(row.response_ids) - row.reported
+            row.reported = len(row.response_ids)
     return new

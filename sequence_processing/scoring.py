@@ -1,270 +1,199 @@
-"""Teacher forcing: the four quantities of given responses, with or without gradient.
+"""Teacher forcing without gradient: the four quantities of given responses.
 
-Rows are right-padded and need no mask: a causal model's outputs on a row do not see what stands to its right. The
-off-by-one, once: response token j of a prompt of n tokens is predicted at position n - 1 + j.
-
-The head runs in chunks, so that float logits exist for one block of tokens at a time; with gradient a block is
-recomputed in the backward pass. A model whose way from hidden states to logits is not understood gets its own full
-logits instead.
+Where prompts repeat, a prompt is computed once and its responses continue from its keys and values: by the CPU kernels
+where they serve the model, else by its own modules and a cache.
 """
 
-import logging
+import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
-import torch.distributed as dist
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
-from sequence_processing import distribution
-from sequence_processing.distribution import Measured, Policy
-from sequence_processing.model import CausalModel, is_out_of_memory
-
-log = logging.getLogger(__name__)
-
-Project: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A prompt of at least one token, and a response that may be empty."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt_ids) + len(self.response_ids)
-
-
-@dataclass(frozen=True)
-class Head:
-    """Hidden states [n, H] to logits [n, V]: the model's output embedding and what the model does to its product."""
-
-    module: nn.Module
-    finish: Callable[[torch.Tensor], torch.Tensor]
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.finish(self.module(hidden))
+from sequence_processing.config import HeadDtype
+from sequence_processing.distribution import Policy
+from sequence_processing.forwards import forwards_of, measured_of, one_forward, score_rows
+from sequence_processing.head import Head, Project, find_head
+from sequence_processing.model import CausalModel
+from sequence_processing.native.forward import Forward
+from sequence_processing.native.serve import forward_for
+from sequence_processing.native.teacher import teacher_force
+from sequence_processing.pairs import Pair, Scored, Size, batches_of, halved, longest_first, release, rows_of
 
 
 def score(
-    model: CausalModel, pairs: Sequence[Pair], policy: Policy, batch_size: int
-) -> Iterator[list[tuple[int, Measured]]]:
-    """Without gradient, in eval mode: yields batches of (index into pairs, measurements [len(response)]), in any order.
+    model: CausalModel,
+    pairs: Sequence[Pair],
+    policy: Policy,
+    batch_size: Size,
+    head_dtype: HeadDtype = "auto",
+    on_failed: Callable[[int, MemoryError], None] | None = None,
+) -> Iterator[Scored]:
+    """Without gradient, in eval mode: yields the measurements of some pairs at a time, in any order.
 
-    Out of memory halves the batch; a single row that does not fit raises `MemoryError`.
+    Out of memory halves the batch; a single row that does not fit is told to `on_failed(index into pairs, error)`, or
+    raises its `MemoryError`.
     """
-    waiting = _longest_first(pairs)
-    head = find_head(model) if waiting else None
+    waiting, size = longest_first(pairs), batch_size
+    way = _way(model, pairs, waiting, policy, head_dtype)
     while waiting:
-        batch, rest = waiting[:batch_size], waiting[batch_size:]
+        done: set[int] = set()
         try:
-            with model.evaluating():
-                measured = _score_batch(model, model.module, head, [pairs[i] for i in batch], policy)
+            for scored in way(waiting, size):
+                done.update(i for i, _ in scored)
+                yield scored
         except Exception as error:
-            batch_size = _halved(error, batch, pairs)
-        else:
-            waiting = rest
-            yield list(zip(batch, measured, strict=True))
-
-
-def score_with_grad(model: CausalModel, pairs: Sequence[Pair], policy: Policy, batch_size: int) -> list[Measured]:
-    """In the caller's own mode, `logprobs` and `entropies` carrying the graph; one `Measured` a pair.
-
-    Under DDP every forward goes through the wrapper, so that one backward over the results averages the gradients
-    over the ranks. Its forwards may synchronise, so all ranks run the same number of them; `ValueError` on every rank
-    if some have rows and some have none.
-    """
-    results: list[Measured | None] = [None] * len(pairs)
-    model.warn_of_dropout()
-    head = find_head(model)
-    waiting = _longest_first(pairs)
-    forwards = _agreed_forwards(model, sum(_forwards(model, pairs[i].length) for i in waiting[::batch_size]))
-    with torch.enable_grad():
-        while waiting:
-            batch, rest = waiting[:batch_size], waiting[batch_size:]
+            waiting = [i for i in waiting if i not in done]
             try:
-                measured = _score_batch(model, model.outer, head, [pairs[i] for i in batch], policy)
-            except Exception as error:
-                if model.distributed is not None:
-                    raise  # one rank alone must not change the number of forwards
-                batch_size = _halved(error, batch, pairs)
-                continue
-            waiting = rest
-            forwards -= _forwards(model, pairs[batch[0]].length)
-            for i, m in zip(batch, measured, strict=True):
-                results[i] = m
-        for _ in range(forwards if model.distributed is not None else 0):
-            # Other ranks have more rows. This forward's output weighs nothing: it is not part of any result.
-            _score_batch(model, model.outer, head, [Pair(pairs[0].prompt_ids[:1], [])], policy)
-    return [m for m in results if m is not None]
-
-
-def find_head(model: CausalModel) -> Head | None:
-    """The model's head if `Head` reproduces its logits bit for bit on a probe of a few tokens; None otherwise.
-
-    None as well if the head runs inside compiled code: a hook there is not seen, or compiled in for good.
-    """
-    module = model.base.get_output_embeddings()
-    if module is None or _is_compiled(model.outer, module):
-        return None
-    calls: list[tuple[tuple[torch.Tensor, ...], torch.Tensor]] = []
-    handle = module.register_forward_hook(lambda _module, args, output: calls.append((args, output)))
-    with model.evaluating():
-        ids = torch.arange(4, device=model.device)[None] % model.vocab_size
-        try:
-            logits = model.module(**_inputs(model, ids)).logits
-        finally:
-            handle.remove()
-        if len(calls) != 1 or not _repeats(module, *calls[0]):
-            return None
-    product = calls[0][1]
-    for finish in _finishes(model.text_config):
-        if product.shape == logits.shape and torch.equal(finish(product).to(logits.dtype), logits):
-            return Head(module, finish)
-    return None
-
-
-def _repeats(module: nn.Module, args: tuple[torch.Tensor, ...], product: torch.Tensor) -> bool:
-    """Whether `module`, called from outside the model's forward, gives its product again; under autocast it may not."""
-    if len(args) != 1:
-        return False
-    try:
-        again = module(args[0])
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        return False  # inside, its operands had other types
-    return again.dtype == product.dtype and torch.equal(again, product)
-
-
-def _is_compiled(forward: nn.Module, head: nn.Module) -> bool:
-    """Whether `forward` reaches `head` through torch.compile: a wrapper, in place, or of a `forward` alone."""
-
-    def is_compiled(module: nn.Module) -> bool:
-        in_place = module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
-        return in_place or hasattr(module, "_orig_mod")
-
-    return any(inner is head for m in forward.modules() if is_compiled(m) for inner in m.modules())
-
-
-def _finishes(config: Any) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """What architectures do to the product of their head: nothing (most), scale (Cohere, Granite), soft-cap (Gemma)."""
-    yield lambda x: x
-    if scale := getattr(config, "logit_scale", None):
-        yield lambda x: x * scale
-    if scaling := getattr(config, "logits_scaling", None):
-        yield lambda x: x / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):
-        yield lambda x: torch.tanh(x / cap) * cap
-
-
-def _score_batch(
-    model: CausalModel, forward: nn.Module, head: Head | None, batch: Sequence[Pair], policy: Policy
-) -> list[Measured]:
-    """One forward over right-padded rows, then the head over the positions that predict a response token."""
-    device = model.device
-    width = max(p.length for p in batch)
-    ids = torch.tensor([[*p.prompt_ids, *p.response_ids] + [0] * (width - p.length) for p in batch], device=device)
-    states, project = _states(model, forward, head, ids)
-    rows = [r for r, p in enumerate(batch) for _ in p.response_ids]
-    places = [len(p.prompt_ids) - 1 + j for p in batch for j in range(len(p.response_ids))]
-    targets = torch.tensor([t for p in batch for t in p.response_ids], dtype=torch.int64, device=states.device)
-    picked = states[torch.tensor(rows, dtype=torch.int64), torch.tensor(places, dtype=torch.int64)]
-
-    def block(hidden: torch.Tensor, tokens: torch.Tensor) -> Measured:
-        return distribution.measure(project(hidden), tokens, policy)
-
-    size = distribution.block_rows(model.vocab_size)
-    parts = []
-    for start in range(0, max(len(rows), 1), size):  # at least one block: an empty response carries the graph as well
-        hidden, tokens = picked[start : start + size], targets[start : start + size]
-        if torch.is_grad_enabled():
-            parts.append(checkpoint(block, hidden, tokens, use_reentrant=False))
+                size = halved(error, pairs, waiting, size)
+            except MemoryError as failed:
+                if on_failed is None:
+                    raise
+                on_failed(waiting.pop(0), failed)
+                size = batch_size  # the others may be shorter
         else:
-            parts.append(block(hidden, tokens))
-    lengths = [len(p.response_ids) for p in batch]
-    joined = distribution.join(parts)
-    columns = (joined.logprobs, joined.entropies, joined.sampling_logprobs, joined.sampling_entropies)
-    return [Measured(*row) for row in zip(*(c.split(lengths) for c in columns), strict=True)]
+            return
+        release()
 
 
-def _states(
-    model: CausalModel, forward: nn.Module, head: Head | None, ids: torch.Tensor
-) -> tuple[torch.Tensor, Project]:
-    """What stands at each of ids [rows, tokens], and what makes logits of it.
+def _way(
+    model: CausalModel, pairs: Sequence[Pair], order: list[int], policy: Policy, head_dtype: HeadDtype
+) -> Callable[[list[int], Size], Iterator[Scored]]:
+    """How to score these pairs, given which of them are left, longest first, and how many at once."""
+    native = forward_for(model, pairs[order[0]].length) if order else None
+    if native is not None:
+        return lambda left, size: _with_kernels(model, native, pairs, left, policy, size)
+    head = find_head(model, head_dtype) if order else None
 
-    Where rotary frequencies change with a forward's length, a position counts as its prefix has it - which is how it
-    was sampled - whatever stands to its right, its own response or a longer neighbour: hence a second forward.
+    def modules(left: list[int], size: Size) -> Iterator[Scored]:
+        way = _with_shared_prompts if _sharing_pays(model, pairs, left, size) else _row_by_row
+        return way(model, head, pairs, left, policy, size)
+
+    return modules
+
+
+def _with_kernels(
+    model: CausalModel, native: Forward, pairs: Sequence[Pair], order: list[int], policy: Policy, size: Size
+) -> Iterator[Scored]:
+    """Nothing is padded, and the responses of a batch share what their prompts have in common."""
+    for batch in _packed(pairs, order, size):
+        with model.evaluating():
+            prompts, responses = [pairs[i].prompt_ids for i in batch], [pairs[i].response_ids for i in batch]
+            measured = teacher_force(native, prompts, responses, policy)
+        yield list(zip(batch, measured, strict=True))
+
+
+def _packed(pairs: Sequence[Pair], order: list[int], size: Size) -> Iterator[list[int]]:
+    """Batches of whole groups of one prompt as far as `size` goes; a prompt's tokens count once."""
+    batch: list[int] = []
+    prompts: set[tuple[int, ...]] = set()
+    used = 0
+    for prompt, group in _by_prompt(pairs, order).items():
+        for i in group:
+            tokens = len(pairs[i].response_ids) + (0 if prompt in prompts else len(prompt))
+            cost, most = (1, size) if isinstance(size, int) else (tokens, size.tokens)
+            if batch and used + cost > most:
+                yield batch
+                batch, prompts, used = [], set(), 0
+                cost = 1 if isinstance(size, int) else pairs[i].length
+            batch.append(i)
+            prompts.add(prompt)
+            used += cost
+    if batch:
+        yield batch
+
+
+def _by_prompt(pairs: Sequence[Pair], order: list[int]) -> dict[tuple[int, ...], list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in order:
+        groups.setdefault(tuple(pairs[i].prompt_ids), []).append(i)
+    return groups
+
+
+def _row_by_row(
+    model: CausalModel, head: Head | None, pairs: Sequence[Pair], order: list[int], policy: Policy, size: Size
+) -> Iterator[Scored]:
+    """Each row whole, its prompt included."""
+    for batch in batches_of(order, lambda i: pairs[i].length, size):
+        with model.evaluating():
+            measured = score_rows(model, model.module, head, [pairs[i] for i in batch], policy)
+        yield list(zip(batch, measured, strict=True))
+
+
+def _sharing_pays(model: CausalModel, pairs: Sequence[Pair], order: list[int], size: Size) -> bool:
+    """Whether prompts repeat, and can be computed apart from their responses.
+
+    Never for rows that go one by one: what is computed for a row must not depend on which others there are.
     """
-    states, project = _one_forward(model, forward, head, ids)
-    if _forwards(model, ids.shape[1]) == 1:
-        return states, project
-    early, _ = _one_forward(model, forward, head, ids[:, : model.rope_change])
-    return torch.cat([early, states[:, model.rope_change :]], dim=1), project
+    longest = pairs[order[0]].length
+    return (
+        model.caches_attention
+        and forwards_of(model, longest) == 1
+        and rows_of(size, longest) > 1
+        and 2 * len({tuple(pairs[i].prompt_ids) for i in order}) <= len(order)
+    )
 
 
-def _forwards(model: CausalModel, width: int) -> int:
-    """How many forwards of the model `_states` takes for rows of up to `width` tokens."""
-    return 1 if model.rope_change is None or width <= model.rope_change else 2
+def _with_shared_prompts(
+    model: CausalModel, head: Head | None, pairs: Sequence[Pair], order: list[int], policy: Policy, size: Size
+) -> Iterator[Scored]:
+    """As many distinct prompts as a batch takes stay in a cache while their responses, longest first, are scored."""
+    by_prompt = _by_prompt(pairs, order)
+    for some in batches_of(sorted(by_prompt, key=len, reverse=True), len, size):
+        with model.evaluating():
+            prompts = _Prompts.computed(model, head, some)
+        which = {i: p for p, prompt in enumerate(some) for i in by_prompt[prompt]}
+        widths = {i: len(some[0]) + len(pairs[i].response_ids) for i in which}
+        for batch in batches_of(sorted(widths, key=widths.__getitem__, reverse=True), widths.__getitem__, size):
+            responses = [pairs[i].response_ids for i in batch]
+            with model.evaluating():
+                states, project = prompts.followed_by(model, head, [which[i] for i in batch], responses)
+                measured = measured_of(project, states, [0] * len(batch), responses, policy, model.vocab_size)
+            del states
+            yield list(zip(batch, measured, strict=True))
+        del prompts  # before the next ones are computed
 
 
-def _one_forward(
-    model: CausalModel, forward: nn.Module, head: Head | None, ids: torch.Tensor
-) -> tuple[torch.Tensor, Project]:
-    """What the forward hands to its head [rows, tokens, H], the head itself seeing one token a row only; or the logits.
+@dataclass(frozen=True)
+class _Prompts:
+    """Distinct prompts, left-padded: what their responses need of them."""
 
-    The logits where there is no head, or where the forward ran past the hook.
-    """
-    captured: list[torch.Tensor] = []
+    cache: DynamicCache
+    mask: torch.Tensor  # [prompts, width], 0 on padding
+    last: torch.Tensor  # [prompts, H], at their last tokens
+    project: Project
 
-    def capture(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        captured.append(args[0])
-        return (args[0][:, :1], *args[1:])
+    @classmethod
+    def computed(cls, model: CausalModel, head: Head | None, prompts: Sequence[Sequence[int]]) -> "_Prompts":
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        cache = DynamicCache(config=model.text_config)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_(min=0)}
+        states, project = one_forward(model.module, head, {**inputs, "past_key_values": cache, "use_cache": True})
+        return cls(cache, mask, states[:, -1].clone(), project)
 
-    with nullcontext() if head is None else head.module.register_forward_pre_hook(capture):
-        logits: torch.Tensor = forward(**_inputs(model, ids)).logits
-    return (logits, _identity) if head is None or not captured else (captured[0], head)
-
-
-def _inputs(model: CausalModel, ids: torch.Tensor) -> dict[str, Any]:
-    return {"input_ids": ids, "use_cache": False} if "use_cache" in model.accepts else {"input_ids": ids}
-
-
-def _identity(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-def _longest_first(pairs: Sequence[Pair]) -> list[int]:
-    return sorted(range(len(pairs)), key=lambda i: -pairs[i].length)
-
-
-def _agreed_forwards(model: CausalModel, mine: int) -> int:
-    """The largest number of forwards of any rank under DDP; `mine` otherwise."""
-    if model.distributed is None:
-        return mine
-    bounds = torch.tensor([mine, -mine], device=model.device)
-    dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=model.distributed.process_group)
-    most, least = int(bounds[0]), -int(bounds[1])
-    if least == 0 < most:
-        raise ValueError("With with_grad under DDP every rank needs at least one prompt, but some rank has none.")
-    return most
-
-
-def _halved(error: Exception, batch: Sequence[int], pairs: Sequence[Pair]) -> int:
-    """Half the batch's size if `error` is out of memory; raises it otherwise, or `MemoryError` for a single row."""
-    if not is_out_of_memory(error):
-        raise error
-    if len(batch) == 1:
-        raise MemoryError(
-            f"One sequence of {pairs[batch[0]].length} tokens does not fit in memory; shorten it, or use a smaller "
-            "type or a larger device."
-        ) from error
-    log.warning("Out of memory with %d rows; going on with %d.", len(batch), len(batch) // 2)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return len(batch) // 2
+    def followed_by(
+        self, model: CausalModel, head: Head | None, which: list[int], responses: Sequence[list[int]]
+    ) -> tuple[torch.Tensor, Project]:
+        """What predicts the tokens of responses to prompts `which` [rows, longest response, H], and what makes logits
+        of it.
+        """
+        first, width = self.last[which][:, None], max(map(len, responses)) - 1
+        if width < 1:  # nothing follows upon a response's first token
+            return first, self.project
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        cache.batch_select_indices(torch.tensor(which, device=model.device))
+        ids = [[*r[:width], *[0] * (width - len(r))] for r in responses]
+        mask, steps = self.mask[which], torch.arange(width, device=model.device)
+        inputs = {
+            "input_ids": torch.tensor(ids, device=model.device),
+            "attention_mask": torch.cat([mask, mask.new_ones(len(responses), width)], dim=1),
+            # Those of padding must not run past a table of positions.
+            "position_ids": (mask.sum(-1, keepdim=True) + steps).clamp_(max=(model.context or sys.maxsize) - 1),
+        }
+        states, project = one_forward(model.module, head, {**inputs, "past_key_values": cache, "use_cache": True})
+        return torch.cat([first, states], dim=1), project

@@ -1,11 +1,13 @@
 """The one place where jobs meet the core: a job's model is loaded and its shards are run.
 
-An engine holds one model at a time. What it gives back is plain rows; it knows no database and writes no file.
+An engine holds one model at a time; a base stays for the next job's adapter. What it gives back is plain rows; it knows
+no database and writes no file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.metadata
 import json
 import logging
@@ -37,6 +39,12 @@ class ShardRows:
     rows: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
 
+    def fail(self, prompt: SnapshotRow, sentence: str) -> None:
+        """The prompt is an error, and no sample of it a row: each stands exactly once."""
+        self.rows = [row for row in self.rows if row["prompt_index"] != prompt.prompt_index]
+        named = {"prompt_index": prompt.prompt_index, "sample_index": None, "custom_id": prompt.custom_id}
+        self.errors.append(named | {"error": sentence})
+
 
 class Engine(Protocol):
     """What a drain needs of whatever runs shards."""
@@ -58,15 +66,44 @@ class Engine(Protocol):
         """Versions and settings that belong in the manifest."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Which base is in memory. A local folder may change under its name: its files' times are part of it."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    stamp: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapted:
+    """Which model is in memory: a base, and what is over it or merged into it."""
+
+    base: _Base
+    adapter: str | None
+    stamp: tuple[tuple[str, int, int], ...]
+    merged: bool
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> _Adapted:
+        base = _Base(spec.model, spec.revision, spec.dtype, _stamp(spec.model))
+        return cls(base, spec.adapter, _stamp(spec.adapter), spec.merge_adapter)
+
+
 class CoreEngine:
     """Runs shards through `sequence_processing`. torch and transformers load with the first job, not before."""
 
     def __init__(self, trusted_models: Sequence[str] = ()) -> None:
         self._trusted = trusted_models
-        self._key: tuple[Any, ...] | None = None
+        self._key: _Adapted | None = None
         self._identity: dict[str, str] = {}
-        self._model: Any = None
+        self._model: Any = None  # the base, or what an adapter made of it
+        self._base: Any = None  # ready for the next adapter; None where one was merged into it
+        self._base_key: _Base | None = None
         self._tokenizer: Any = None
+        self._job_id = ""  # whose shards are run
+        self._drifts: dict[str, dict[str, Any]] = {}  # by job: measured on its first rows here, told with each attempt
 
     @property
     def device(self) -> str:
@@ -74,26 +111,18 @@ class CoreEngine:
 
     @property
     def loaded(self) -> tuple[str, str | None] | None:
-        return (self._key[0], self._key[2]) if self._key else None
+        return (self._key.base.model, self._key.adapter) if self._key else None
 
     def prepare(self, job: Job) -> dict[str, str]:
-        from sequence_processing import ModelError, SequenceProcessor, load_model, model_identity
+        from sequence_processing import ModelError, SequenceProcessor, model_identity
 
         spec = _spec(job)
-        # A local folder may change under its name: its files' times are part of what is loaded.
-        key = (spec.model, spec.revision, spec.adapter, spec.dtype, _stamp(spec.model), _stamp(spec.adapter))
+        self._job_id = job.id
+        key = _Adapted.of(spec)
         if key == self._key:
             return self._identity
         try:
-            self._key = self._model = self._tokenizer = None  # room for the next one before it comes
-            log.info("loading %s%s", spec.model, f" with adapter {spec.adapter}" if spec.adapter else "")
-            self._model, self._tokenizer = load_model(
-                spec.model,
-                revision=spec.revision,
-                adapter=spec.adapter,
-                dtype=None if spec.dtype == "auto" else spec.dtype,
-                trust_remote_code=spec.model in self._trusted,
-            )
+            self._load(spec, key)
             self._identity = model_identity(
                 spec.model,
                 revision=spec.revision,
@@ -110,6 +139,33 @@ class CoreEngine:
         self._key = key
         return self._identity
 
+    def _load(self, spec: JobSpec, key: _Adapted) -> None:
+        """Bring the model of `key` into memory; its base is read only if it is not there. Raises ModelError."""
+        from sequence_processing import load_model
+        from sequence_processing.loading import with_adapter
+
+        options: dict[str, Any] = {
+            "revision": spec.revision,
+            "dtype": None if spec.dtype == "auto" else spec.dtype,
+            "trust_remote_code": spec.model in self._trusted,
+        }
+        self._key = self._model = None
+        if key.merged or key.base != self._base_key:
+            self._base = self._base_key = self._tokenizer = None
+            log.info("loading %s%s", spec.model, f" with adapter {spec.adapter} merged" if key.merged else "")
+        gc.collect()  # room for the next one before it comes: modules of some architectures refer to themselves
+        if key.merged:  # into weights of its own: rounded sums cannot be taken apart again
+            self._model, self._tokenizer = load_model(spec.model, adapter=spec.adapter, merge_adapter=True, **options)
+            return
+        if self._base is None:
+            self._base, self._tokenizer = load_model(spec.model, **options)
+            self._base_key = key.base
+        if spec.adapter is None:
+            self._model = self._base
+        else:
+            log.info("putting adapter %s over %s", spec.adapter, spec.model)
+            self._model = with_adapter(self._base, spec.model, spec.adapter)
+
     def run(self, job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> ShardRows:
         import torch
 
@@ -119,13 +175,42 @@ class CoreEngine:
         processor = SequenceProcessor(self._model, self._tokenizer, _config(spec))
         result = ShardRows()
         good = _encode(processor, spec, rows, result)
+        failed: dict[int, str] = {}  # by place in `good`
+
+        def on_failed(place: int, _sample: int, error: MemoryError) -> None:
+            failed[place] = str(error)
+
+        watched = set() if job.id in self._drifts else _spread(len(good))
+        sample: list[Rollout] = []
         try:
-            for rollout in _rollouts(processor, spec, good, on_step):
+            for rollout in _rollouts(processor, spec, good, on_step, on_failed):
+                if rollout.sample_index == 0 and rollout.prompt_index in watched:
+                    sample.append(rollout)
                 result.rows.append(_row(spec, good[rollout.prompt_index].prompt, rollout))
                 on_step(0, 1)
         except torch.AcceleratorError as error:  # an illegal access, a lost GPU: nothing runs in this process any more
             raise DeviceLost(f"the device {self.device} failed: {str(error).splitlines()[0]}") from error
+        for place, sentence in failed.items():
+            result.fail(good[place].prompt, sentence)
+        self._measure_drift(good, sample)
         return result
+
+    def _measure_drift(self, good: Sequence[_Encoded], sample: list[Rollout]) -> None:
+        """Note how far the sampled rows lie from float32, or why that is not known; no shard fails of it."""
+        from sequence_processing.drift import NothingToCompare, measure_drift
+
+        if not any(rollout.response_ids for rollout in sample):
+            return  # measured already, or nothing to measure: the next shard may have something
+        sample.sort(key=lambda rollout: rollout.prompt_index)
+        named = [dataclasses.replace(r, prompt_index=good[r.prompt_index].prompt.prompt_index) for r in sample]
+        try:
+            self._drifts[self._job_id] = measure_drift(self._model, named).to_dict()
+        except NothingToCompare as reason:
+            self._drifts[self._job_id] = {"reason": str(reason)}
+        except Exception as error:
+            sentence = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._drifts[self._job_id] = {"reason": sentence}
+            log.warning("the drift against float32 could not be measured: %s", sentence)
 
     def details(self) -> dict[str, Any]:
         import torch
@@ -134,10 +219,17 @@ class CoreEngine:
         return {
             "device": self.device,
             "dtype": str(self._model.dtype).removeprefix("torch."),
+            "adapter_merged": self._key.merged if self._key and self._key.adapter else None,
+            "drift": self._drifts.get(self._job_id),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         }
+
+
+def _spread(count: int) -> set[int]:
+    """Up to four of `count` places, evenly apart, the first among them."""
+    return {count * i // 4 for i in range(4)} if count else set()
 
 
 def _stamp(name: str | None) -> tuple[tuple[str, int, int], ...]:
@@ -185,8 +277,7 @@ def _encode(
                 ids, response = processor.encode_pair(ids, _response(row))
             good.append(_Encoded(row, ids, response))
         except PromptError as error:
-            named = {"prompt_index": row.prompt_index, "sample_index": None, "custom_id": row.custom_id}
-            result.errors.append(named | {"error": str(error)})
+            result.fail(row, str(error))
     return good
 
 
@@ -197,19 +288,24 @@ def _response(row: SnapshotRow) -> str | list[int]:
 
 
 def _rollouts(
-    processor: SequenceProcessor, spec: JobSpec, good: Sequence[_Encoded], on_step: OnStep
+    processor: SequenceProcessor,
+    spec: JobSpec,
+    good: Sequence[_Encoded],
+    on_step: OnStep,
+    on_failed: Callable[[int, int, MemoryError], None],
 ) -> Iterator[Rollout]:
     def step(new_tokens: int, _live_rows: int) -> None:
         on_step(new_tokens, 0)
 
     if spec.kind == "score":
-        return processor.score([(item.ids, item.response) for item in good], on_step=step)
+        return processor.score([(item.ids, item.response) for item in good], on_step=step, on_failed=on_failed)
     return processor.rollouts(
         [item.ids for item in good],
         spec.G,
         seed=spec.seed,
         prompt_keys=[item.prompt.prompt_index for item in good],
         on_step=step,
+        on_failed=on_failed,
     )
 
 

@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -114,20 +114,27 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _shape(annotation: Any) -> tuple[Any, Any]:
-    """(bool | list | tuple | dict | Literal | int | float | str, what a collection holds), None put aside."""
+    """(bool | list | tuple | dict | Literal | int | float | str, what a collection holds), None put aside.
+
+    Of a number or a word, as `int | Literal["auto"]`: (Union, the two).
+    """
     choices = [arg for arg in get_args(annotation) if arg is not NoneType]
     if NoneType in get_args(annotation) and len(choices) == 1:
         annotation = choices[0]
     origin = get_origin(annotation) or annotation
     if origin is Literal:
         return Literal, annotation
+    if origin is Union:
+        return Union, choices
     return origin, (get_args(annotation) or (None,))[0]
 
 
 def _metavar(name: str, kind: Any, item: Any) -> str:
     if kind is dict:
         return "KEY=VALUE" if name == "labels" else "JSON"
-    of = item if kind in (list, tuple, Literal) else kind
+    if kind is Union:
+        return "|".join(_metavar(name, *_shape(choice)).strip("[]") for choice in item)
+    of = item if kind in (list, tuple, Literal, Annotated) else kind
     if get_origin(of) is Literal:
         return f"[{'|'.join(get_args(of))}]"
     return _METAVARS.get(of, "TEXT")

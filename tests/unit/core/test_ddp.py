@@ -11,13 +11,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sequence_processing import GenerationConfig, SequenceProcessor
 
-from .support import given, make_model, make_tokenizer, naive_gradients
+from .support import PHI3, ROPE_CHANGE, given, make_model, make_tokenizer, naive_gradients
+from .test_gradients import added_gradients, assert_exact, own_gradients
 
 # Rank 0 has one row, rank 1 five: with tf_batch_size 2, one forward against three.
 ROWS = [
     [[([5, 6], [7, 8, 9])]],
     [[([1, 2, 3], [4, 5])], [([3], [1, 2, 3, 4])], [([9, 9], [1])], [([8], [7, 7])], [([2, 4], [6])]],
 ]
+
+# Of a model whose positions change with the length: two forwards a micro-batch on rank 1, and one on rank 0.
+LONG_ROWS = [[[([5, 6], [7, 8, 9])], [([7], [1])]], [[([*range(ROPE_CHANGE + 3)], [4, 5])]]]
 
 
 def free_port() -> int:
@@ -31,27 +35,39 @@ def in_group(rank, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         average_gradients(rank, folder)
+        add_up_gradients(rank, folder)
         generate_apart(rank, folder)
         some_rank_has_none(rank)
     finally:
         dist.destroy_process_group()
 
 
-def wrapped():
-    model = DistributedDataParallel(make_model())
+def wrapped(*kind, **settings):
+    model = DistributedDataParallel(make_model(*kind, **settings))
     return SequenceProcessor(model, make_tokenizer(), GenerationConfig(max_new_tokens=4)), model
 
 
 def average_gradients(rank, folder):
     processor, model = wrapped()
     for step in range(2):  # DDP rebuilds its buckets after the first
-        model.zero_grad()
-        results = processor.teacher_force_logprobs(given(ROWS[rank]), with_grad=True, tf_batch_size=2)
-        loss = sum(s for group in results.sequence_logprobs for s in group)
-        loss = loss + 0.3 * sum(e.sum() for group in results.entropies for e in group)
-        loss.backward()
-        gradients = {name: p.grad for name, p in model.module.named_parameters()}
-        torch.save(gradients, folder / f"gradients-{rank}-{step}.pt")
+        own_gradients(processor, given(ROWS[rank]), tf_batch_size=2)
+        save_gradients(model, folder / f"gradients-{rank}-{step}.pt")
+
+
+def add_up_gradients(rank, folder):
+    """A backward a micro-batch, in step with the other rank."""
+    processor, model = wrapped()
+    parts = [part.rows for part in processor.micro_batches(given(ROWS[rank]), tf_batch_size=2)]
+    assert [len(rows) for rows in parts] == ([1, 0, 0], [2, 2, 1])[rank]
+    added_gradients(processor, given(ROWS[rank]), tf_batch_size=2)
+    save_gradients(model, folder / f"added-{rank}.pt")
+    processor, model = wrapped("phi3", **PHI3)
+    added_gradients(processor, given(LONG_ROWS[rank]), tf_batch_size=1)
+    save_gradients(model, folder / f"long-{rank}.pt")
+
+
+def save_gradients(model, path):
+    torch.save({name: p.grad for name, p in model.module.named_parameters()}, path)
 
 
 def generate_apart(rank, folder):
@@ -65,6 +81,8 @@ def some_rank_has_none(rank):
     processor, _ = wrapped()
     with pytest.raises(ValueError, match="every rank needs at least one prompt"):
         processor.teacher_force_logprobs(given(ROWS[0]) if rank else empty(), with_grad=True)
+    with pytest.raises(ValueError, match="every rank needs at least one prompt"):
+        processor.micro_batches(given(ROWS[0]) if rank else empty())
     assert processor.teacher_force_logprobs(empty(), with_grad=True).logprobs == []
 
 
@@ -86,15 +104,21 @@ def folder(tmp_path_factory):
     return path
 
 
+def averages(model, rows_of_ranks):
+    first, second = (naive_gradients(model, rows) for rows in rows_of_ranks)
+    return {name: (gradient + second[name]) / 2 for name, gradient in first.items()}
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("step", [0, 1])
-def test_gradients_are_the_average_over_ranks(folder, rank, step):
-    first, second = (naive_gradients(make_model(), rows) for rows in ROWS)
-    got = torch.load(folder / f"gradients-{rank}-{step}.pt")
-    assert got.keys() == first.keys()
-    for name, gradient in got.items():
-        want = (first[name] + second[name]) / 2
-        torch.testing.assert_close(gradient.double(), want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+@pytest.mark.parametrize("name", ["gradients-{}-0", "gradients-{}-1", "added-{}"])
+def test_gradients_are_the_average_over_ranks(folder, rank, name):
+    """By one backward, also after the first; and by one a micro-batch."""
+    assert_exact(torch.load(folder / f"{name.format(rank)}.pt"), averages(make_model(), ROWS))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_forwards_stay_in_step_where_some_micro_batches_take_two(folder, rank):
+    assert_exact(torch.load(folder / f"long-{rank}.pt"), averages(make_model("phi3", **PHI3), LONG_ROWS))
 
 
 def test_ranks_with_one_seed_draw_apart(folder):

@@ -22,15 +22,24 @@ def splitmix_by_hand(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def word_by_hand(number: int, low: int, high: int) -> int:
+    x = (number * 0x9E3779B9 + low) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
+    x ^= high
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & 0xFFFFFFFF
+    return x ^ (x >> 15)
+
+
 class TestNoise:
     def test_against_pure_integers(self):
         key = noise.row_key(42, 7, 3)
         assert key % 2**64 == int.from_bytes(hashlib.blake2b(b"42:7:3", digest_size=8).digest(), "little")
         drawn = noise.gumbel([key], [5], 50, torch.device("cpu"))[0]
         stream = splitmix_by_hand((key + 6 * 0x9E3779B97F4A7C15) & MASK)
+        low, high = stream & 0xFFFFFFFF, stream >> 32
         for token in range(50):
-            bits = splitmix_by_hand((stream + (token + 1) * 0x9E3779B97F4A7C15) & MASK)
-            w = ((bits >> 11) + 0.5) / 2**53
+            upper = word_by_hand(token, low, high)
+            w = ((upper << 32) + word_by_hand(upper ^ 0x6A09E667, high, upper) + 0.5) / 2**64
             assert drawn[token].item() == pytest.approx(-math.log(-math.log1p(-w)), rel=1e-12, abs=1e-12)
 
     def test_is_the_published_splitmix64(self):

@@ -139,6 +139,8 @@ class TestConfig:
             ("max_new_tokens", -1),
             ("gen_batch_size", 0),
             ("tf_batch_size", 1.5),
+            ("tf_batch_size", "Auto"),
+            ("head_dtype", "bfloat16"),
             ("stop_strings", "</answer>"),
             ("stop_strings", [""]),
             ("stop_strings", None),
@@ -196,8 +198,9 @@ class TestConfig:
 
     def test_overrides_of_a_call(self, processor):
         for method in (processor.generate_batched, processor.generate_with_logprobs):
-            with pytest.raises(ValueError, match="gen_batch_size must be a whole number, 1 or more, not 0"):
-                method(["hi"], G=1, gen_batch_size=0)
+            for wrong in (0, "many"):
+                with pytest.raises(ValueError, match="gen_batch_size must be a whole number, 1 or more, or 'auto'"):
+                    method(["hi"], G=1, gen_batch_size=wrong)
 
 
 class TestPrompts:

@@ -2,17 +2,19 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from sequence_processing import GenerationConfig, PromptError, SequenceProcessor
 from sequence_processing.distribution import Policy
+from sequence_processing.forwards import score_rows
+from sequence_processing.head import Head, find_head, product
 from sequence_processing.model import CausalModel
-from sequence_processing.scoring import Head, Pair, _score_batch, find_head
+from sequence_processing.pairs import Pair, TokenBudget, in_order
+from sequence_processing.scoring import score
 
 from .support import (
     CONFIGS,
@@ -22,10 +24,10 @@ from .support import (
     VOCAB,
     given,
     make_model,
-    naive_gradients,
     naive_quantities,
     prefix_logits,
     reference,
+    with_range,
 )
 from .test_rollouts import PROMPTS, QUANTITIES, OutOfMemoryOver
 
@@ -123,7 +125,7 @@ class TestWithoutGradient:
         causal, pair = CausalModel(model), Pair([5, 6, 7], [8, EOS])
         stranger = Head(torch.nn.Linear(32, VOCAB), lambda x: x)
         with causal.evaluating():
-            (got,) = _score_batch(causal, model, stranger, [pair], Policy())
+            (got,) = score_rows(causal, model, stranger, [pair], Policy())
         want = reference(model, pair.prompt_ids, pair.response_ids)
         np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4, rtol=0)
 
@@ -137,6 +139,179 @@ class TestWithoutGradient:
         OutOfMemoryOver(model, 0, at=2)
         with pytest.raises(torch.OutOfMemoryError):  # not even the probe fits
             processor_for(model, tokenizer).teacher_force_logprobs(given(ROWS))
+
+
+# Prompts that repeat, around a window of 6 tokens; responses of 0, 1 and more tokens.
+SHARED = [
+    [([*range(20, 34)], [8, EOS, 3, 4, 5, 6, 7, 8, 9]), ([*range(20, 34)], []), ([*range(20, 34)], [9, 10, 11, 12])],
+    [([1], [7]), ([1], [EOS, EOS, 3]), ([1], [5] * 12)],
+    [([4, 4, 9], [1, 2]), ([4, 4, 9], [2, 1]), ([4, 4, 9], [2, 1])],
+]
+
+
+class Fed:
+    """Watches what token ids a model's forwards are given: their shapes [rows, tokens]."""
+
+    def __init__(self, model):
+        self.shapes = []
+        model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: self.shapes.append(args[0].shape))
+
+    @property
+    def tokens(self):
+        return sum(rows * width for rows, width in self.shapes[1:])  # the first forward looks for the head
+
+
+def assert_as_reference(model, results, rows, temperature=1.0, top_p=1.0):
+    for b, group in enumerate(rows):
+        for g, (prompt, response) in enumerate(group):
+            want = reference(model, prompt, response, temperature, top_p)
+            for name in QUANTITIES:
+                got = np.asarray(getattr(results, name)[b][g])
+                np.testing.assert_allclose(got, getattr(want, name), atol=1e-4, rtol=0)
+
+
+class TestSharedPrompts:
+    """A prompt is computed once for its responses, where the model's cache allows it."""
+
+    @pytest.mark.parametrize("kind", CONFIGS)
+    @pytest.mark.parametrize("size", [64, 4, 2, TokenBudget(50)])
+    def test_against_float64(self, kind, size):
+        model = make_model(kind)
+        fed, causal = Fed(model), CausalModel(model)
+        pairs = [Pair(prompt, response) for group in SHARED for prompt, response in group]
+        measured = iter(in_order(score(causal, pairs, Policy(0.7, 0.9), size)))
+        tokens = fed.tokens
+        grid = [[next(measured) for _ in group] for group in SHARED]
+        results = SimpleNamespace(**{q: [[getattr(m, q) for m in group] for group in grid] for q in QUANTITIES})
+        assert_as_reference(model, results, SHARED, 0.7, 0.9)
+        if size == 64:  # distinct prompts of up to 14 tokens, then all but the last of up to 12; else rows of up to 23
+            assert tokens == (3 * 14 + 9 * 11 if causal.caches_attention else 9 * 23)
+
+    def test_a_context_that_ends_with_a_row(self, tokenizer):
+        """Padding behind the longest prompt has no position of its own in a table."""
+        model = make_model("gpt2", n_positions=20)
+        rows = [[([3] * 18, [1, 2]), ([3] * 18, [4])], [([5, 6], [7] * 18), ([5, 6], [1])]]
+        assert_as_reference(model, processor_for(model, tokenizer).teacher_force_logprobs(given(rows)), rows)
+
+    def test_a_head_that_is_not_understood(self, model, tokenizer):
+        plain = model.forward
+
+        def halved(input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
+            out = plain(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            )
+            out.logits = out.logits * 0.5
+            return out
+
+        model.forward = halved
+        fed = Fed(model)
+        assert find_head(CausalModel(model)) is None
+        got = processor_for(model, tokenizer).teacher_force_logprobs(given(SHARED))
+        assert fed.shapes[-1] == (9, 11)
+        with torch.no_grad():
+            for b, group in enumerate(SHARED):
+                for g, (prompt, response) in enumerate(group):
+                    logits = plain(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 :] * 0.5
+                    want = logits.log_softmax(-1)[range(len(response)), response]
+                    torch.testing.assert_close(got.logprobs[b][g], want, atol=1e-4, rtol=0)
+
+    def test_rows_that_go_one_by_one_know_of_no_others(self, model, tokenizer):
+        """Bit for bit, as `deterministic` promises: also of a prompt that repeats, or does not."""
+        processor = processor_for(model, tokenizer, deterministic=True)
+        together = processor.teacher_force_logprobs(given(SHARED))
+        for b, group in enumerate(SHARED):
+            for g, row in enumerate(group):
+                alone = processor.teacher_force_logprobs(given([[row]]))
+                for name in QUANTITIES:
+                    np.testing.assert_array_equal(getattr(together, name)[b][g], getattr(alone, name)[0][0])
+
+    def test_weights_that_change_between_two_calls(self, model, tokenizer):
+        processor = processor_for(model, tokenizer)
+        processor.teacher_force_logprobs(given(SHARED))
+        with torch.no_grad():
+            model.model.layers[0].self_attn.v_proj.weight.mul_(-1)
+        assert_as_reference(model, processor.teacher_force_logprobs(given(SHARED)), SHARED)
+
+    def test_out_of_memory_while_prompts_are_shared(self, tokenizer, caplog):
+        model = make_model()
+        OutOfMemoryOver(model, 3)
+        with caplog.at_level("WARNING"):
+            got = processor_for(model, tokenizer).teacher_force_logprobs(given(SHARED))
+        assert "Out of memory with 9 rows; going on with 4." in caplog.text
+        assert_as_reference(model, got, SHARED)
+
+
+@pytest.fixture
+def modules_only(monkeypatch):
+    """As where there is no compiler: the model's own modules serve."""
+    for place in ("native.serve", "distribution", "head"):
+        monkeypatch.setattr(f"sequence_processing.{place}.kernels", lambda: None)
+
+
+class TestHeadDtype:
+    def test_float32_products_of_a_bfloat16_model(self, tokenizer, modules_only):
+        """Against a float64 head on the hidden states that the model's own bfloat16 layers give."""
+        model, prompt, response = with_range(make_model(), 20).bfloat16(), [5, 6, 7], [8, 9, 10, EOS]
+        with torch.no_grad():
+            hidden = model.model(torch.tensor([[*prompt, *response]])).last_hidden_state[0, 2:6].double()
+        want = naive_quantities((hidden @ model.lm_head.weight.detach().double().T).numpy(), response, 1, 1)
+        drifts = {}
+        for dtype in ("auto", "float32"):
+            processor = processor_for(model, tokenizer, head_dtype=dtype)
+            for with_grad in (False, True):
+                results = processor.teacher_force_logprobs(given([[(prompt, response)]]), with_grad)
+                errors = [results.logprobs[0][0].detach().numpy() - want.logprobs]
+                errors.append(np.asarray(torch.as_tensor(results.entropies[0][0]).detach()) - want.entropies)
+                drifts[dtype, with_grad] = np.abs(errors).max()
+        assert max(drifts["float32", False], drifts["float32", True]) < 1e-5
+        assert min(drifts["auto", False], drifts["auto", True]) > 1e-3  # a CPU rounds to bfloat16
+
+    def test_kernels_do_not_round_the_product(self, model, monkeypatch):
+        """The kernel's product, as its gradient's forward takes it, against float64."""
+        hidden, weight = torch.randn(9, 70).bfloat16(), torch.randn(300, 70).bfloat16()
+        want = hidden.double() @ weight.double().T
+        assert (product(hidden, weight, None, "auto") - want).abs().max() < 1e-4
+        monkeypatch.setattr("sequence_processing.head.kernels", lambda: None)
+        assert (product(hidden, weight, None, "auto") - want).abs().max() > 1e-2
+
+    def test_a_head_to_which_it_does_not_apply(self, tokenizer, caplog):
+        model = make_model()
+        model.lm_head.register_forward_hook(lambda _m, _a, out: out * 1.0)
+        with caplog.at_level("WARNING"):
+            results = processor_for(model, tokenizer, head_dtype="float32").teacher_force_logprobs(given(ROWS))
+        assert "no plain linear layer (Linear): head_dtype does not apply" in caplog.text
+        assert_as_reference(model, results, ROWS)
+
+
+class TestTokenBudget:
+    def test_no_forward_takes_more_positions(self, model):
+        fed = Fed(model)
+        pairs = [Pair([1] * n, [2] * (n % 5)) for n in range(1, 40)]
+        done = [i for scored in score(CausalModel(model), pairs, Policy(), TokenBudget(100)) for i, _ in scored]
+        assert sorted(done) == list(range(39))
+        assert all(rows * width <= 100 for rows, width in fed.shapes[1:])
+        assert all((rows + 1) * width > 100 for rows, width in fed.shapes[1:-1])  # and none might have taken a row more
+
+    def test_a_row_beyond_it_goes_alone(self, model):
+        fed = Fed(model)
+        pairs = [Pair([n] * 30, [1]) for n in range(3)]
+        assert len(in_order(score(CausalModel(model), pairs, Policy(), TokenBudget(10)))) == 3
+        assert fed.shapes[1:] == [(1, 31)] * 3
+
+    def test_out_of_memory_halves_it(self, model, caplog):
+        OutOfMemoryOver(model, 2)
+        pairs = [Pair([n] * 9, [1]) for n in range(7)]
+        with caplog.at_level("WARNING"):
+            assert len(in_order(score(CausalModel(model), pairs, Policy(), TokenBudget(1000)))) == 7
+        assert "Out of memory with 7 rows; going on with 3." in caplog.text
+        OutOfMemoryOver(model, 0, at=2)
+        model.forward.rows, model.forward.calls = 100, 0
+        with pytest.raises(MemoryError, match="One sequence of 10 tokens does not fit"):
+            list(score(CausalModel(model), pairs[:1], Policy(), TokenBudget(1000)))
 
 
 LONG_ROWS = [[([5, 6, 7], [8, 9])], [([3] * 10, [*range(40, 40 + ROPE_CHANGE)])], [([4] * (ROPE_CHANGE + 6), [1, 2])]]
@@ -154,16 +329,6 @@ class TestChangingPositions:
                 want = naive_quantities(prefix_logits(double, prompt, response).numpy(), response, 1, 1)
             np.testing.assert_allclose(results.logprobs[b][0], want.logprobs, atol=1e-4, rtol=0)
             np.testing.assert_allclose(results.entropies[b][0], want.entropies, atol=1e-4, rtol=0)
-
-    def test_with_gradient(self, tokenizer):
-        model = make_model("phi3", **PHI3)
-        double = copy.deepcopy(model).double()
-        for [(prompt, response)] in LONG_ROWS:
-            log = prefix_logits(double, prompt, response).log_softmax(-1)
-            (log[range(len(response)), response].sum() - 0.3 * (log.exp() * log).sum()).backward()
-        got = own_gradients(processor_for(model, tokenizer), given(LONG_ROWS), tf_batch_size=2)
-        for name, p in double.named_parameters():
-            torch.testing.assert_close(got[name].double(), p.grad, rtol=1e-3, atol=1e-4 * float(p.grad.abs().max()))
 
 
 class TestMistakes:
@@ -208,134 +373,6 @@ class TestMistakes:
     def test_longer_than_the_context(self, model, tokenizer):
         with pytest.raises(ValueError, match="129 tokens, more than the model's context of 128"):
             processor_for(model, tokenizer).teacher_force_logprobs(given([[([1] * 100, [1] * 29)]]))
-
-
-def own_gradients(processor, sequences, weight=0.3, **options):
-    processor.model.zero_grad()
-    results = processor.teacher_force_logprobs(sequences, with_grad=True, **options)
-    loss = sum(s for group in results.sequence_logprobs for s in group)
-    loss = loss + weight * sum(e.sum() for group in results.entropies for e in group)
-    loss.backward()
-    return {name: p.grad for name, p in processor.model.named_parameters() if p.requires_grad}
-
-
-class TestWithGradient:
-    @pytest.mark.parametrize("kind", CONFIGS)
-    def test_gradients_of_both_heads(self, tokenizer, kind):
-        model = make_model(kind)
-        want = naive_gradients(model, ROWS)
-        got = own_gradients(processor_for(model, tokenizer), given(ROWS, left=True), tf_batch_size=3)
-        assert got.keys() == want.keys()
-        for name, gradient in want.items():
-            torch.testing.assert_close(got[name].double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
-
-    def test_gradients_over_many_blocks(self, model, tokenizer, monkeypatch):
-        want = naive_gradients(model, ROWS)
-        monkeypatch.setattr("sequence_processing.distribution.BLOCK_ELEMENTS", 2 * 272)
-        got = own_gradients(processor_for(model, tokenizer), given(ROWS))
-        for name, gradient in want.items():
-            torch.testing.assert_close(got[name].double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
-
-    def test_types_and_old_logprobs(self, model, tokenizer):
-        processor = processor_for(model, tokenizer)
-        _sequences, results = processor.generate_with_logprobs(PROMPTS, G=2, seed=0, with_grad=True)
-        for b in range(3):
-            for g in range(2):
-                assert results.logprobs[b][g].requires_grad and results.entropies[b][g].requires_grad
-                assert results.sequence_logprobs[b][g].requires_grad and results.sequence_logprobs[b][g].dim() == 0
-                old = results.old_logprobs[b][g]
-                assert not old.requires_grad and old.shape == results.logprobs[b][g].shape
-                torch.testing.assert_close(old, results.logprobs[b][g].detach(), atol=1e-4, rtol=0)
-                assert isinstance(results.sampling_entropies[b][g], np.ndarray)
-
-    def test_a_step_of_the_optimizer_moves_new_and_not_old(self, model, tokenizer):
-        processor = processor_for(model, tokenizer)
-        sequences, results = processor.generate_with_logprobs(["hi"], G=2, seed=0, with_grad=True)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        (-results.sequence_logprobs[0][0]).backward()
-        optimizer.step()
-        after = processor.teacher_force_logprobs(sequences)
-        assert not torch.allclose(after.logprobs[0][0], results.old_logprobs[0][0])
-        assert torch.equal(after.old_logprobs[0][0], results.old_logprobs[0][0])
-        prompt_len = sequences.prompt_lens[0]
-        ids = sequences.sequences[0, 0][: prompt_len + sequences.gen_lens[0][0]].tolist()
-        want = reference(model, ids[:prompt_len], ids[prompt_len:])
-        np.testing.assert_allclose(after.logprobs[0][0], want.logprobs, atol=1e-4)
-
-    def test_callers_mode_is_kept_and_dropout_warned_of(self, tokenizer):
-        model = make_model("gpt2", resid_pdrop=0.5).train()
-        with pytest.warns(RuntimeWarning, match="dropout"):
-            processor_for(model, tokenizer).teacher_force_logprobs(given(ROWS), with_grad=True)
-        assert model.training
-
-    def test_lora_trains_through_it_and_the_base_stays(self, model, tokenizer):
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
-        peft = get_peft_model(make_model(tie_word_embeddings=False), lora).eval()
-        want = naive_gradients(peft, ROWS)
-        got = own_gradients(processor_for(peft, tokenizer), given(ROWS))
-        assert got.keys() == want.keys() and all("lora" in name for name in got)
-        for name, gradient in want.items():
-            torch.testing.assert_close(got[name].double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
-        r = next(iter(processor_for(peft, tokenizer).rollouts(["hi"], 1, seed=0)))
-        np.testing.assert_allclose(r.logprobs, reference(peft, r.prompt_ids, r.response_ids).logprobs, atol=1e-4)
-
-    def test_bfloat16(self, tokenizer):
-        model = make_model().bfloat16()
-        _sequences, results = processor_for(model, tokenizer).generate_with_logprobs(
-            ["hi"], G=2, seed=0, with_grad=True
-        )
-        results.sequence_logprobs[0][0].backward()
-        assert model.model.embed_tokens.weight.grad.isfinite().all()
-        assert results.logprobs[0][0].dtype == torch.float32
-
-
-@pytest.fixture
-def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def compiled_forward(model):
-    model.forward = torch.compile(model.forward, backend="eager")
-    return model
-
-
-def compiled_in_place(model):
-    model.compile(backend="eager")
-    return model
-
-
-COMPILED = {
-    "around": lambda model: torch.compile(model, backend="eager"),
-    "in place": compiled_in_place,
-    "forward": compiled_forward,
-    "around DDP": lambda model: torch.compile(DistributedDataParallel(model), backend="eager"),
-    "inside DDP": lambda model: DistributedDataParallel(torch.compile(model, backend="eager")),
-}
-
-
-class TestCompiled:
-    """Compiled code does not see hooks, or keeps them for good: the caller's model must come back as it was."""
-
-    @pytest.mark.parametrize("wrap", COMPILED)
-    def test_gradients_and_the_callers_own_forward(self, tokenizer, process_group, wrap):
-        plain = make_model()
-        want, ids = naive_gradients(plain, ROWS), torch.arange(28).view(4, 7)  # as large as ROWS: no recompilation
-        inner = make_model()
-        model = COMPILED[wrap](inner)
-        model(input_ids=ids, use_cache=False)
-        processor = processor_for(model, tokenizer)
-        assert (CausalModel(model).distributed is not None) == ("DDP" in wrap)
-        own_gradients(processor, given(ROWS))
-        for name, p in inner.named_parameters():
-            gradient = want[name]
-            torch.testing.assert_close(p.grad.double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
-        scored = processor.teacher_force_logprobs(given(ROWS))
-        np.testing.assert_allclose(scored.logprobs[0][1], reference(plain, *ROWS[0][1]).logprobs, atol=1e-4, rtol=0)
-        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain(input_ids=ids).logits)
 
 
 class TestScore:

@@ -79,7 +79,8 @@ class House:
             for p in prompts
             if p.prompt == "bad"
         ]
-        assert self.store.commit(claim, write_attempt(paths, shard, rows, errors, {"device": "hand"}))
+        details = {"device": "hand", "drift": {"tokens": 5}}
+        assert self.store.commit(claim, write_attempt(paths, shard, rows, errors, details))
         return claim
 
     def finish(self, job: Job) -> Job:

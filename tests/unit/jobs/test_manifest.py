@@ -38,7 +38,8 @@ def test_it_says_what_there_is(house: House, job: Job) -> None:
         (0, 1, "done", 0),
         (1, 1, "done", 0),
     ]
-    assert data["details"] == [{"device": "hand"}], "equal details stand once"
+    assert data["details"] == [{"device": "hand", "drift": {"tokens": 5}}], "equal details stand once"
+    assert data["drift"] == [{"tokens": 5}]
     assert house.store.jobs_with_old_manifest() == []
 
 

@@ -36,6 +36,7 @@ def test_a_folder_that_holds_no_model_is_refused_before_anything_is_stored(
         ({"model": "a/b/c"}, "model: 'a/b/c' is neither an existing folder nor a hub id"),
         ({"stop_strings": [""]}, "stop_strings: an empty stop string"),
         ({"prompts": ["a"], "file": "x.jsonl"}, "prompts come from one place, but prompts and file are given"),
+        ({"merge_adapter": True}, "merge_adapter needs an adapter"),
         ({"kind": "score", "dataset": "d"}, "kind score needs responses"),
         ({"prompts": [{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}]}, "has prompt and messages"),
         ({"prompts": [{"answer": "a"}]}, "prompts.0: give exactly one of prompt, messages, prompt_token_ids"),
@@ -44,6 +45,9 @@ def test_a_folder_that_holds_no_model_is_refused_before_anything_is_stored(
         ({"prompts": [[{"role": "user", "content": object()}]]}, "messages must be plain JSON data"),
         ({"prompts": [[5, 2**31]]}, "prompts.0: prompt_token_ids holds a number that is no token id"),
         ({"seed": -1}, "seed: "),
+        ({"gen_batch_size": "many"}, "gen_batch_size: must be a whole number, 1 or more, or auto, not 'many'"),
+        ({"tf_batch_size": 0}, "tf_batch_size: must be a whole number, 1 or more, or auto, not 0"),
+        ({"head_dtype": "bfloat16"}, "head_dtype: "),
     ],
 )
 def test_a_wrong_field_is_named_in_one_line(fields: dict[str, Any], says: str) -> None:
@@ -63,6 +67,14 @@ def test_a_long_wrong_value_is_cut() -> None:
     with pytest.raises(SpecError) as caught:
         JobSpec.parse(MODEL | {"G": "x" * 10_000})
     assert len(str(caught.value)) < 200
+
+
+def test_batch_sizes_are_numbers_or_auto() -> None:
+    """As data, and as the text of a flag."""
+    spec = JobSpec.parse(MODEL | {"gen_batch_size": "64", "tf_batch_size": 8})
+    assert (spec.gen_batch_size, spec.tf_batch_size) == (64, 8)
+    stored = JobSpec.of_stored(JobSpec.parse(MODEL | {"tf_batch_size": "auto"}).stored())
+    assert (stored.gen_batch_size, stored.tf_batch_size, stored.head_dtype) == ("auto", "auto", "auto")
 
 
 def test_texts_chats_and_token_ids_are_told_apart() -> None:
@@ -90,7 +102,9 @@ def test_the_digest_is_of_what_decides_the_sequences(tmp_path: Path) -> None:
     spec = JobSpec.parse(MODEL | {"seed": 1})
     same = JobSpec.parse(MODEL | {"seed": 1, "file": "elsewhere.jsonl", "idempotency_key": "k"})
     assert spec.digest() == same.digest()
-    assert spec.digest() != JobSpec.parse(MODEL | {"seed": 2}).digest()
+    adapted = MODEL | {"seed": 1, "adapter": "org/lora"}
+    others = [{"seed": 2}, adapted, adapted | {"merge_adapter": True}]
+    assert len({JobSpec.parse(MODEL | {"seed": 1} | other).digest() for other in ({}, *others)}) == 4
 
 
 def test_the_stored_spec_is_a_spec_again() -> None:

@@ -70,6 +70,34 @@ def test_a_prompt_longer_than_the_context_is_an_error_with_its_lengths(client: C
     assert job.to_batched()[0].prompt_indices == [0, 2]
 
 
+@pytest.mark.parametrize("kind", ["generate", "score"])
+def test_a_row_that_does_not_fit_in_memory_is_its_prompts_error(
+    client: Client, engine: CoreEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    method = "rollouts" if kind == "generate" else "score"
+    real, last = getattr(sequence_processing.SequenceProcessor, method), 1 if kind == "generate" else 0
+
+    def too_little(*args: Any, on_failed: Any, **options: Any) -> Iterator[Any]:
+        """Memory ends at the last sample of the second prompt; others of it are there by then, or still to come."""
+        for rollout in real(*args, **options):
+            if (rollout.prompt_index, rollout.sample_index) == (1, last):
+                on_failed(1, last, MemoryError("One sequence of 3 prompt tokens does not fit."))
+            else:
+                yield rollout
+
+    monkeypatch.setattr(sequence_processing.SequenceProcessor, method, too_little)
+    prompts = [{"custom_id": f"q{i}", "prompt": f"{i}+3=", "response": "5"} for i in range(3)]
+    job = run(client, engine, kind=kind, prompts=prompts, G=3)
+    samples = 3 if kind == "generate" else 1
+    assert (job.record.state, job.record.prompt_errors, job.record.done_sequences) == ("succeeded", 1, 2 * samples)
+    assert [row["prompt_index"] for row in job.rows()] == [0] * samples + [2] * samples
+    sentence = "One sequence of 3 prompt tokens does not fit."
+    assert list(job.results.errors()) == [
+        {"prompt_index": 1, "sample_index": None, "custom_id": "q1", "error": sentence}
+    ]
+    assert job.to_batched()[0].prompt_indices == [0, 2]
+
+
 def test_scoring_gives_the_numbers_of_the_sampling_pass(client: Client, engine: CoreEngine) -> None:
     sampled = list(run(client, engine, prompts=[QUESTION], G=4, temperature=0.7, top_p=0.9).rows())
     prompts = [{"prompt_token_ids": r["prompt_ids"], "response_token_ids": r["response_ids"]} for r in sampled]

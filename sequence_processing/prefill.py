@@ -1,0 +1,53 @@
+"""Prompts through the model's own modules, once each, into a cache that transformers chooses for it.
+
+Prompts stand left-padded, so that the last column is every prompt's last token: the head sees that column alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+
+from sequence_processing.model import CausalModel
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """What B prompts left behind."""
+
+    cache: DynamicCache  # B rows; a layer with a window holds its last columns only
+    mask: torch.Tensor  # int64 [B, longest prompt], 0 on the padding in front
+    lengths: torch.Tensor  # int64 [B], tokens
+    logits: torch.Tensor  # [B, V], of the first new token
+
+
+def prefill(model: CausalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
+    """One forward over all `prompts`, none of them empty."""
+    width = max(len(p) for p in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    lengths = torch.tensor([len(p) for p in prompts], device=model.device)
+    mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
+    cache = DynamicCache(config=model.text_config)
+    positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+    return Prefilled(cache, mask, lengths, next_logits(model, ids, mask, positions, cache))
+
+
+def next_logits(
+    model: CausalModel, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    """Append `ids` int64 [B, n] at `positions` [B, n] to `cache`; logits [B, V] behind the last of them.
+
+    `mask` int64 [B, columns of the cache with the new tokens], 0 on the columns that a row must not see.
+    """
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions,
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+    accepted = {name: value for name, value in inputs.items() if name in model.accepts}
+    return model.module(**accepted).logits[:, -1]
