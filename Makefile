@@ -4,7 +4,7 @@ BIN    := .venv/bin
 # uv does not read pip's find-links by itself.
 UV     := UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q -c constraints.txt
 
-.PHONY: install demo test test-slow lint format clean
+.PHONY: install demo test test-slow bench lint format clean
 
 install: .venv/.installed
 
@@ -34,6 +34,10 @@ test: lint
 # Proofs that take minutes.
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
+
+# The core against the usual pattern and the machine, 20 minutes and more: make bench BENCH="--quick --model tiny"
+bench: .venv/.installed
+	@$(BIN)/python -m benchmarks.core $(BENCH)
 
 format: .venv/.installed-test
 	$(BIN)/ruff check --fix .

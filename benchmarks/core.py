@@ -1,0 +1,316 @@
+"""`make bench`: the batched core against the usual pattern and against the machine, in one run.
+
+Each measurement runs in a fresh process, one after the other. A table with the bar, the aim and what was measured;
+the last line of stdout is one JSON object with everything. Exit code 1 only if an output is wrong: never for a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import platformdirs
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import limits, machine, measures
+from benchmarks.sequences import Wrong
+from benchmarks.workload import DIGEST
+from rlp_datasets import DatasetError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Session:
+    """One run of the benchmark: its options, and what was measured so far, each thing once."""
+
+    model: str
+    runs: int = 3
+    usual_runs: int = 1
+    quick: bool = False
+    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("sequence-processor") / "bench")
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self, function: Callable[..., T], *args: Any, name: str) -> T:
+        """`function(*args)` in a process of its own; what it raises, and `BrokenProcessPool` if it dies."""
+        if name not in self.measured:
+            print(f"... {name}", file=sys.stderr, flush=True)
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                try:
+                    self.measured[name] = pool.submit(function, *args).result()
+                except BrokenProcessPool as error:
+                    raise BrokenProcessPool(f"The process of {name!r} died, perhaps for want of memory.") from error
+        return cast(T, self.measured[name])
+
+    def case(self, model: str) -> measures.Case:
+        return self.measure(measures.prepare, model, self.cache, self.quick, name=f"{model}: model")
+
+    def ceilings(self) -> dict[str, Any]:
+        return self.measure(measures.ceilings, self.quick, name="ceilings")
+
+    def usual(self, model: str) -> dict[str, Any]:
+        return self.measure(measures.usual_pattern, self.case(model), self.usual_runs, name=f"{model}: usual pattern")
+
+    def generate(self, model: str, *ways: str) -> dict[str, Any]:
+        name = f"{model}: generate, {' and '.join(ways)}"
+        return self.measure(measures.generate, self.case(model), self.runs, ways, name=name)
+
+    def teacher_forcing(self, model: str) -> dict[str, Any]:
+        return self.measure(measures.teacher_forcing, self.case(model), self.runs, name=f"{model}: teacher forcing")
+
+    def head(self, model: str, way: str, trained: bool) -> float:
+        """Peak GiB."""
+        case, tokens = self.case(model), 256 if self.quick else measures.HEAD_TOKENS
+        name = f"{model}: {'trained' if trained else 'frozen'} head, {way}"
+        return float(self.measure(measures.head_memory, case, way, trained, tokens, name=name)["peak_gib"])
+
+    def floors(self, model: str) -> dict[str, float]:
+        """Seconds of `generate` and of `teacher_forcing` below which this machine cannot go."""
+        found, rates = self.measure(measures.shape, self.case(model), name=f"{model}: shape"), self.ceilings()
+        flops, workload = rates["flops"][found["dtype"]], self.case(model).workload
+        return {
+            "generate": limits.generation_floor(workload, found["shape"], flops, rates["bandwidth"]),
+            "teacher_forcing": limits.teacher_forcing_floor(workload, found["shape"], flops),
+        }
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value, and in words what it was made of."""
+
+    value: float
+    beside: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `bar` and `aim` hold for the model that is named beside them."""
+
+    title: str
+    bar: float
+    aim: float
+    at_least: bool  # else at most
+    unit: str  # "x", "%" or "GiB"
+    model: str  # "halfb", or the small model that this row is about
+    of: Callable[[Session, str], Figure]
+
+    def verdict(self, value: float) -> str:
+        def reached(goal: float) -> bool:
+            return value >= goal if self.at_least else value <= goal
+
+        return "aim reached" if reached(self.aim) else "bar reached" if reached(self.bar) else "missed"
+
+    def shown(self, value: float) -> str:
+        return f"{value:.0%}" if self.unit == "%" else f"{value:.3g} {self.unit}"
+
+    def goal(self, value: float) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.shown(value)}"
+
+
+def speed(session: Session, model: str) -> Figure:
+    """Generation with all four quantities, against the usual pattern's two passes."""
+    ours, usual = session.generate(model, "default")["ways"]["default"], session.usual(model)
+    return Figure(
+        usual["seconds"] / ours["seconds"],
+        f"{_per_second(session, model, ours['seconds'])} against {_per_second(session, model, usual['seconds'])}"
+        f" tok/s; floor {_per_second(session, model, session.floors(model)['generate'])}",
+    )
+
+
+def share(session: Session, model: str) -> Figure:
+    """The floor's seconds, of those taken."""
+    seconds, floor = session.generate(model, "default")["ways"]["default"]["seconds"], session.floors(model)["generate"]
+    return Figure(floor / seconds, f"{seconds:.2f} s; floor {floor:.2f} s")
+
+
+def way_against_default(way: str) -> Callable[[Session, str], Figure]:
+    """Seconds of another way to generate, against the default, in turns."""
+
+    def of(session: Session, model: str) -> Figure:
+        timings = session.generate(model, "default", way)["ways"]
+        seconds, default = timings[way]["seconds"], timings["default"]["seconds"]
+        floor = session.floors(model)["generate"]
+        return Figure(seconds / default, f"{seconds:.2f} s against {default:.2f} s; floor {floor:.2f} s")
+
+    return of
+
+
+def default_against_unmeasured(session: Session, model: str) -> Figure:
+    """Seconds of the default, against the same sampler without the four quantities, in turns."""
+    timings = session.generate(model, "default", "unmeasured")["ways"]
+    seconds, without = timings["default"]["seconds"], timings["unmeasured"]["seconds"]
+    return Figure(seconds / without, f"{seconds:.2f} s against {without:.2f} s")
+
+
+def teacher_forcing(session: Session, model: str) -> Figure:
+    """Measuring given responses, against the second pass of the usual pattern."""
+    ours, usual = session.teacher_forcing(model)["seconds"], session.usual(model)["teacher_forcing_s"]
+    floor = session.floors(model)["teacher_forcing"]
+    return Figure(usual / ours, f"{ours:.2f} s against {usual:.2f} s; floor {floor:.2f} s")
+
+
+def memory(session: Session, model: str) -> Figure:
+    """Peak with all rows of W1 at once, weights included."""
+    ours, usual = session.generate(model, "default")["peak_gib"], session.usual(model)["peak_gib"]
+    return Figure(ours, f"usual pattern, 32 rows: {usual:.2f} GiB")
+
+
+def head(trained: bool) -> Callable[[Session, str], Figure]:
+    """Memory of forward and backward above the body's own, against full logits."""
+
+    def of(session: Session, model: str) -> Figure:
+        body = session.head(model, "body", trained)
+        ours, naive = session.head(model, "ours", trained) - body, session.head(model, "naive", trained) - body
+        weight = ", each with the weight's gradient" if trained else ""
+        beside = f"{ours:.2f} against {naive:.2f} GiB above {body:.2f}{weight}"
+        return Figure(ours / naive if naive > 0 else float("nan"), beside)
+
+    return of
+
+
+ROWS: dict[str, Row] = {
+    "speed": Row("generate, four quantities ÷ usual pattern, speed", 10, 16, True, "x", "halfb", speed),
+    "share": Row("share of the machine's floor", 0.30, 0.55, True, "%", "halfb", share),
+    "nucleus": Row(
+        "temperature 0.8, top_p 0.95 ÷ 1, 1, seconds", 1.15, 1.05, False, "x", "halfb", way_against_default("nucleus")
+    ),
+    "teacher-forcing": Row(
+        "teacher forcing, G=8 ÷ usual padded forward, speed", 4, 8, True, "x", "halfb", teacher_forcing
+    ),
+    "memory": Row("peak memory at 128 rows", 3.3, 2.4, False, "GiB", "halfb", memory),
+    "head-trained": Row(
+        "with_grad: trained head ÷ full logits, memory", 1 / 6, 1 / 12, False, "x", "halfb", head(True)
+    ),
+    "head-frozen": Row("with_grad: frozen head ÷ full logits, memory", 1 / 6, 1 / 12, False, "x", "halfb", head(False)),
+    "measuring": Row(
+        "measurements on ÷ off, same sampler, seconds", 1.15, 1.05, False, "x", "halfb", default_against_unmeasured
+    ),
+    "deterministic": Row(
+        "deterministic ÷ default, seconds", 1.5, 1.15, False, "x", "halfb", way_against_default("deterministic")
+    ),
+    "tiny-arithmetic": Row("tiny-arithmetic ÷ usual pattern, speed", 8, 12, True, "x", "tiny-arithmetic", speed),
+    "tiny": Row("tiny (4 layers of 256) ÷ usual pattern, speed", 8, 12, True, "x", "tiny", speed),
+}
+
+
+def rows_for(model: str, only: list[str]) -> dict[str, Row]:
+    """The rows of a run over `model`: those about halfb, which are then about `model`, and its own; over halfb all."""
+    about = {row.model for row in ROWS.values()} if model == "halfb" else {"halfb", model}
+    return {name: row for name, row in ROWS.items() if row.model in about and (not only or name in only)}
+
+
+def run(session: Session, only: list[str]) -> dict[str, Any]:
+    """Everything that was measured, and the rows of the table."""
+    lines = []
+    for name, row in rows_for(session.model, only).items():
+        about = session.model if row.model == "halfb" else row.model
+        try:
+            figure, failed = row.of(session, about), False
+        except (Wrong, BrokenProcessPool) as error:  # the other rows took too long to be thrown away
+            figure, failed = Figure(float("nan"), str(error)), True
+        judged = not session.quick and about == row.model and not failed
+        lines.append(
+            {
+                "name": name,
+                "model": about,
+                "title": row.title,
+                "bar": row.bar,
+                "aim": row.aim,
+                "unit": row.unit,
+                "at_least": row.at_least,
+                "measured": None if failed else figure.value,
+                "verdict": row.verdict(figure.value) if judged else "failed" if failed else None,
+                "beside": figure.beside,
+            }
+        )
+    case = session.case(session.model)
+    return {
+        "quick": session.quick,
+        "machine": machine.described(),
+        "published_data": case.published_data,
+        "workload": case.workload.described(),
+        "rows": lines,
+        "measured": {name: _plain(value) for name, value in session.measured.items()},
+    }
+
+
+def check_digest(case: measures.Case, session: Session) -> None:
+    """`Wrong` if W1 on the published data is not the W1 of other machines."""
+    comparable = case.published_data and not session.quick and session.model != "tiny-arithmetic"
+    if comparable and case.workload.digest != DIGEST:
+        raise Wrong(f"The digest of W1 is {case.workload.digest}, and not {DIGEST}: figures do not compare.")
+
+
+def table(report: dict[str, Any]) -> Table:
+    about, workload = report["machine"], report["workload"]
+    title = (
+        f"W1 ({workload['digest']}), {workload['response_tokens']['sum']:,} tokens; {about['cpu']}, "
+        f"{about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}"
+    )
+    drawn = Table(title=title, title_justify="left")
+    for column in ("", "bar", "aim", "measured", "", "made of"):
+        drawn.add_column(column)
+    for line in report["rows"]:
+        row = ROWS[line["name"]]
+        title = line["title"] if line["model"] == row.model else f"{line['title']} ({line['model']})"
+        value = "" if line["measured"] is None else row.shown(line["measured"])
+        drawn.add_row(title, row.goal(row.bar), row.goal(row.aim), value, line["verdict"] or "", line["beside"])
+    return drawn
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    cache = {"cache": options.models} if options.models else {}
+    runs = 1 if options.quick else options.runs
+    session = Session(options.model, runs=runs, usual_runs=options.usual_runs, quick=options.quick, **cache)
+    try:
+        check_digest(session.case(session.model), session)
+        report = run(session, options.only)
+    except (Wrong, DatasetError, BrokenProcessPool) as error:
+        print(error, file=sys.stderr)
+        return 1
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table(report))
+    if session.quick:
+        console.print("A quick run on a few tokens: it shows that everything works; its figures mean nothing.")
+    if not report["published_data"]:
+        console.print("GSM8K here is not the published one: the figures are of another workload than W1.")
+    print(json.dumps(report))
+    return int(any(line["verdict"] == "failed" for line in report["rows"]))
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.core", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=["halfb", "tiny", "tiny-arithmetic"], default="halfb")
+    parser.add_argument("--only", choices=ROWS, nargs="+", default=[], help="these rows of the table")
+    parser.add_argument("--runs", type=int, default=3, help="of which the median counts")
+    parser.add_argument("--usual-runs", type=int, default=1, help="the same for the usual pattern, which takes minutes")
+    parser.add_argument("--quick", action="store_true", help="a few tokens, to see that everything works")
+    parser.add_argument("--models", type=Path, help="folder to keep the models in")
+    return parser.parse_args(arguments)
+
+
+def _per_second(session: Session, model: str, seconds: float) -> str:
+    return f"{session.case(model).workload.tokens / seconds:,.0f}"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: a case without its prompts."""
+    if isinstance(value, measures.Case):
+        return {"name": Path(value.name).name, **value.workload.described()}
+    if isinstance(value, limits.Shape):
+        return asdict(value)
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
