@@ -215,8 +215,8 @@ def run(session: Session, only: list[str]) -> dict[str, Any]:
         about = session.model if row.model == "halfb" else row.model
         try:
             figure, failed = row.of(session, about), False
-        except (Wrong, BrokenProcessPool) as error:  # the other rows took too long to be thrown away
-            figure, failed = Figure(float("nan"), str(error)), True
+        except Exception as error:  # whatever went wrong in a child: the other rows took too long to be thrown away
+            figure, failed = Figure(float("nan"), str(error) or type(error).__name__), True
         judged = not session.quick and about == row.model and not failed
         lines.append(
             {

@@ -63,7 +63,8 @@ def merged(model: PeftModel) -> nn.Module:
 
 def _check_kind(config: PeftConfig) -> None:
     if type(config) is not LoraConfig:
-        raise ValueError(f"it is of type {config.peft_type.value}, and only LoRA is supported")
+        kind = "no type that it names" if config.peft_type is None else f"type {config.peft_type.value}"
+        raise ValueError(f"it is of {kind}, and only LoRA is supported")
     if config.alora_invocation_tokens:
         raise ValueError(
             "it is an activated LoRA (alora_invocation_tokens), which only wakes in the middle of a prompt"

@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import torch
 from transformers import Cache, DynamicCache
 
+from sequence_processing.config import HeadDtype
+from sequence_processing.forwards import one_forward
+from sequence_processing.head import Head
 from sequence_processing.model import CausalModel
 from sequence_processing.native.decoder import NativeDecoder
 from sequence_processing.native.serve import forward_for
-from sequence_processing.prefill import next_logits, prefill
+from sequence_processing.prefill import head_for, next_logits, prefill
 from sequence_processing.slots import SlotDecoder, refusal
 
 log = logging.getLogger(__name__)
@@ -51,21 +54,29 @@ class Decoder(Protocol):
         ...
 
 
-def decoder_for(model: CausalModel, longest: int) -> Decoder:
-    """The decoder that serves this model for rows that reach at most `longest` tokens."""
+def decoder_for(
+    model: CausalModel, longest: int, *, head_dtype: HeadDtype = "auto", deterministic: bool = False
+) -> Decoder:
+    """The decoder that serves this model for rows that reach at most `longest` tokens.
+
+    `deterministic`: chosen as for the longest rows that the model can have, so that a row's decoder does not depend on
+    the rows beside it. `head_dtype` as in `GenerationConfig`, where the kernels do not serve.
+    """
     name = type(model.base).__name__
-    if (native := forward_for(model, longest)) is not None:
+    if (native := forward_for(model, longest, deterministic=deterministic)) is not None:
         return NativeDecoder(native)
+    longest = model.context or longest if deterministic else longest
+    head = head_for(model, head_dtype)
     if not model.caches_attention:
         log.info("%s has no attention cache to use: every token recomputes its row.", name)
-        return RecomputeDecoder(model)
+        return RecomputeDecoder(model, head)
     if model.rope_change is not None and longest > model.rope_change:
         log.info("Rows of %s may pass %d tokens: every token recomputes its row.", name, model.rope_change)
-        return RecomputeDecoder(model)
+        return RecomputeDecoder(model, head)
     if (reason := refusal(model)) is not None:
         log.info("%s %s: new rows wait until the batch has ended, and its cache is copied at every step.", name, reason)
-        return CacheDecoder(model)
-    return SlotDecoder(model)
+        return CacheDecoder(model, head)
+    return SlotDecoder(model, head)
 
 
 class CacheDecoder:
@@ -74,14 +85,15 @@ class CacheDecoder:
     refills = False
     independent_rows = False
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(self, model: CausalModel, head: Head | None = None) -> None:
         self._model = model
+        self._head = head
         self._cache: Cache = DynamicCache()
         self._mask = torch.empty(0)  # [rows, cached tokens], 0 on padding
         self._positions = torch.empty(0)  # [rows, 1], of the next token
 
     def add(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
-        prefilled = prefill(self._model, prompts)
+        prefilled = prefill(self._model, self._head, prompts)
         self._cache, self._mask, self._positions = prefilled.cache, prefilled.mask, prefilled.lengths[:, None]
         logits = prefilled.logits
         if any(n != 1 for n in repeats):
@@ -94,7 +106,7 @@ class CacheDecoder:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         ids = tokens[:, None].to(self._mask.device)
-        logits = next_logits(self._model, ids, self._mask, self._positions, self._cache)
+        logits = next_logits(self._model, self._head, ids, self._mask, self._positions, self._cache)
         # Rows that have ended stay until they are dropped; theirs must not run past a table of positions.
         self._positions = (self._positions + 1).clamp_(max=(self._model.context or sys.maxsize) - 1)
         return logits
@@ -113,8 +125,9 @@ class RecomputeDecoder:
     refills = True
     independent_rows = False
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(self, model: CausalModel, head: Head | None = None) -> None:
         self._model = model
+        self._head = head
         self._rows: list[list[int]] = []
 
     def add(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
@@ -137,5 +150,6 @@ class RecomputeDecoder:
             ids = torch.tensor(list(group), device=self._model.device)
             inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
             accepted = {name: value for name, value in inputs.items() if name in self._model.accepts}
-            parts.append(self._model.module(**accepted).logits[:, -1])
+            states, project = one_forward(self._model.module, self._head, accepted)
+            parts.append(project(states[:, -1]))
         return torch.cat(parts)

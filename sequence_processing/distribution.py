@@ -100,7 +100,7 @@ def sample(
     """
     n, vocab_size = logits.shape
     if (fast := _kernels_for(logits)) is not None:
-        drawn = torch.empty(n, dtype=torch.int64)
+        drawn = torch.empty(n, dtype=torch.int64, device="cpu")
         names = (row_keys, positions)
         quantities = fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, drawn, names, measure=measured)
         return drawn, _columns(quantities)

@@ -16,6 +16,7 @@ from torch import nn
 from sequence_processing import distribution
 from sequence_processing.containers import Rollout
 from sequence_processing.distribution import Measured, Policy
+from sequence_processing.memory import free_bytes
 from sequence_processing.model import CausalModel
 from sequence_processing.shadow import shadow
 
@@ -79,7 +80,7 @@ def measure_drift(model: nn.Module, rollouts: Sequence[Rollout]) -> Drift:
     however long its prompt is. The model's parameters are read only.
 
     Raises:
-        NothingToCompare: no weight is narrower than float32, or no row has a token.
+        NothingToCompare: no weight is narrower than float32, no row has a token, or memory is short.
         FloatingPointError: a number is not finite.
     """
     narrow = CausalModel(model)
@@ -89,6 +90,7 @@ def measure_drift(model: nn.Module, rollouts: Sequence[Rollout]) -> Drift:
     taken = list(_within(rollouts, _POSITIONS, narrow.rope_change))
     if not taken:
         raise NothingToCompare("no row has a token: nothing to compare")
+    _check_room(narrow.module)
     wide = CausalModel(_widened(narrow.module))
     logprobs, entropies = [], []
     with wide.evaluating():
@@ -103,6 +105,17 @@ def measure_drift(model: nn.Module, rollouts: Sequence[Rollout]) -> Drift:
         logprobs=Spread.of(np.concatenate(logprobs)),
         entropies=Spread.of(np.concatenate(entropies)),
     )
+
+
+def _check_room(model: nn.Module) -> None:
+    """`NothingToCompare` if what is widened at once might not fit: a process that dies of it loses its shard."""
+    layers = list(_layers(model))
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    outside = sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    need = 4 * (outside + max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0))
+    free = free_bytes(next(model.parameters()).device)
+    if 2 * need > free:  # the forward itself needs some as well
+        raise NothingToCompare(f"a float32 layer needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def _within(rollouts: Sequence[Rollout], positions: int, rope_change: int | None) -> Iterator[tuple[Rollout, int]]:

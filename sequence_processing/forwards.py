@@ -69,7 +69,7 @@ def forwards_of(model: CausalModel, width: int) -> int:
 
 
 def one_forward(forward: nn.Module, head: Head | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, Project]:
-    """What the forward hands to its head [rows, tokens, H], the head itself seeing one token a row only; or the logits.
+    """What the forward hands to its head [rows, tokens, H], the head itself seeing one token only; or the logits.
 
     The logits where there is no head, or where the forward ran past the hook.
     """
@@ -78,7 +78,7 @@ def one_forward(forward: nn.Module, head: Head | None, inputs: dict[str, Any]) -
     def capture(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         captured.append(args[0])
         # Contiguous: of a slice a frozen head's product with gradient would copy its weight once a row.
-        return (args[0][:, :1].contiguous(), *args[1:])
+        return (args[0][:1, :1].contiguous(), *args[1:])
 
     with nullcontext() if head is None else head.module.register_forward_pre_hook(capture):
         logits: torch.Tensor = forward(**inputs).logits

@@ -11,7 +11,18 @@ from sequence_processing.distribution import Policy
 from sequence_processing.forwards import forwards_of, score_rows
 from sequence_processing.head import Head, find_head
 from sequence_processing.model import CausalModel
-from sequence_processing.pairs import Pair, Scored, Size, batches_of, halved, longest_first, release, rows_of, width_of
+from sequence_processing.pairs import (
+    Pair,
+    Scored,
+    Size,
+    batches_of,
+    halved,
+    longest_first,
+    refused,
+    release,
+    rows_of,
+    width_of,
+)
 
 
 def micro_batches(
@@ -48,7 +59,9 @@ def _alone(
         try:
             micro_batch = _with_graph(model, head, pairs, batch, policy)
         except Exception as error:
-            size = halved(error, pairs, waiting, size)
+            if (failed := refused(error, pairs, batch)) is not None:
+                raise failed from error
+            size = halved(pairs, batch, size)
         else:
             waiting = waiting[len(batch) :]
             yield micro_batch

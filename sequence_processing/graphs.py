@@ -38,7 +38,10 @@ class StepGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         if not self._graphs:
             self._logits = logits.new_empty(self._most, logits.shape[1])
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._logits[:slots].copy_(forward(slots, columns))
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._logits[:slots].copy_(forward(slots, columns))
+        finally:
+            torch.cuda.set_stream(current)  # where it stays otherwise, should ending the recording fail
         return graph

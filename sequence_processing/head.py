@@ -114,7 +114,9 @@ def _in_blocks(
     Written into tensors made beforehand: small ones that stay would cut up the room that large ones leave, and each
     block would need more of it (measured: 2.4 GB instead of 0.1 for 75 blocks).
     """
-    logprobs, entropies, sampling_logprobs, sampling_entropies = tokens.new_empty(4, len(tokens), dtype=torch.float32)
+    logprobs, entropies, sampling_logprobs, sampling_entropies = (
+        tokens.new_empty(len(tokens), dtype=torch.float32) for _ in range(4)
+    )
     norms = torch.empty_like(logprobs, dtype=torch.promote_types(hidden.dtype, torch.float32))
     for some in _slices(len(tokens), size):
         logits = project(hidden[some])
@@ -152,6 +154,11 @@ class _LinearHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):  # the caller's may differ by now
+            return _LinearHead._backward(ctx, *gradients)
+
+    @staticmethod
+    def _backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, tokens, norms, logprobs, entropies = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         d_hidden = _accumulator(hidden) if need_hidden else None
@@ -159,10 +166,12 @@ class _LinearHead(torch.autograd.Function):
         d_bias = torch.empty_like(bias) if need_bias else None
         wide = ctx.head.dtype == "float32" and weight.dtype.itemsize < 4
         tokens_at_once = min(max(len(hidden), 1), TILE_TOKENS)
-        for part in _slices(len(weight), TILE_ELEMENTS // tokens_at_once):
+        size = min(TILE_ELEMENTS // tokens_at_once, max(1, SLICE_ELEMENTS // weight.shape[1]))
+        for part in _slices(len(weight), size):
             w, b = weight[part], None if bias is None else bias[part]
             w, b = (w.float(), None if b is None else b.float()) if wide else (w, b)
-            part_weight, part_bias = _accumulator(w), _accumulator(w[:, 0])
+            part_weight = _accumulator(w) if need_weight else None
+            part_bias = _accumulator(w[:, 0])
             for some in _slices(len(hidden), tokens_at_once):
                 h = hidden[some].to(w.dtype)
                 x = product(h, w, b, ctx.head.dtype)
@@ -173,9 +182,9 @@ class _LinearHead(torch.autograd.Function):
                 dx = dx.to(w.dtype)
                 if d_hidden is not None:
                     d_hidden[some] += _wide_mm(dx, w)
-                if need_weight:
+                if part_weight is not None:
                     part_weight += _wide_mm(dx.T, h)
-            if d_weight is not None:
+            if d_weight is not None and part_weight is not None:
                 d_weight[part] = part_weight
             if d_bias is not None:
                 d_bias[part] = part_bias
@@ -200,6 +209,7 @@ def _product_gradient(
         z = finish(x.requires_grad_())
     dz = z.detach().sub_(norms)  # log p
     p = dz.exp()
+    dz.masked_fill_(p == 0, 0.0)  # a banned token's is -inf
     dz.add_(entropies).mul_(g_H).add_(g_lp).mul_(p).neg_()
     # 1 - p of the row's own token, of which nothing may be left in float32, comes from the exact log p.
     own = -g_lp * logprobs.expm1() - g_H * logprobs.exp() * (logprobs + entropies)
@@ -214,8 +224,8 @@ def _wide_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
         return torch.mm(a, b, out_dtype=torch.float32)
     if a.device.type == "cpu" and a.dtype == torch.bfloat16 and b.T.is_contiguous() and (fast := kernels()) is not None:
-        y = torch.empty(len(a), b.shape[1])
-        fast.linear(a.float(), b.T, y, torch.empty_like(a))
+        y = a.new_empty(len(a), b.shape[1], dtype=torch.float32)
+        fast.linear(wide := a.float(), b.T, y, torch.empty_like(wide))
         return y
     return a @ b
 

@@ -157,7 +157,7 @@ def _adapted(base: Any, name: str, adapter: str, *, merge: bool) -> Any:
         model = adapters.attach(base, folder)
         return adapters.merged(model) if merge else model
     except Exception as error:
-        if is_out_of_memory(error) or isinstance(error, MemoryError):
+        if is_out_of_memory(error) or isinstance(error, OSError):  # this machine's fault
             raise _explained(f"adapter {adapter!r}", error) from error
         raise ModelError(
             f"The adapter {adapter!r} does not fit the model {name!r}: {_first_line(error).rstrip('.')}.",

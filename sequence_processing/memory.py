@@ -112,7 +112,7 @@ def rows_for_generation(model: CausalModel, prompt_lens: Sequence[int], limits: 
         return held + rows * cost.logits + cost.blocks(rows)
 
     most = _MOST_ROWS_CPU if model.device.type == "cpu" else _MOST_ROWS
-    return _most_that_fit(min(most, len(limits)), need, free)
+    return _steady(_most_that_fit(min(most, len(limits)), need, free), len(limits))
 
 
 def tokens_for_scoring(model: CausalModel, longest: int, free: int, with_grad: bool = False) -> int:
@@ -128,7 +128,12 @@ def tokens_for_scoring(model: CausalModel, longest: int, free: int, with_grad: b
         return tokens * a_token + cost.blocks(tokens)
 
     most = _MOST_TOKENS_CPU if model.device.type == "cpu" else _MOST_TOKENS
-    return max(longest, _most_that_fit(most, need, free))
+    return max(longest, _steady(_most_that_fit(most, need, free), most))
+
+
+def _steady(count: int, wanted: int) -> int:
+    """All that are wanted, or else a power of 2: a little more or less free memory then makes the same batches."""
+    return count if count >= wanted else 1 << (count.bit_length() - 1)
 
 
 def _most_that_fit(most: int, need: Callable[[int], int], free: int) -> int:
@@ -168,12 +173,14 @@ def _inner_size(config: Any) -> int:
     """Width inside a feed-forward block, over all experts that a token goes to; 4 hidden sizes where it is not said."""
     experts = int(getattr(config, "num_experts_per_tok", None) or 1)
     names = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-    sizes = [size for name in names if (size := getattr(config, name, None))]
+    given = [size for name in names if (size := getattr(config, name, None))]
+    sizes = [max(size) if isinstance(size, list | tuple) else size for size in given]  # one a layer, or one for all
     return experts * int(sizes[0]) if experts > 1 and sizes else int(max(sizes, default=4 * config.hidden_size))
 
 
 def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    """Width of an attention head; of a model without them, of its hidden states."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1))
 
 
 # --- what is free ---------------------------------------------------------------------------------------------------

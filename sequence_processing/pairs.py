@@ -71,19 +71,29 @@ def batches_of(order: Sequence[T], length: Callable[[T], int], size: Size) -> It
         start += rows
 
 
-def halved(error: Exception, pairs: Sequence[Pair], waiting: Sequence[int], size: Size) -> Size:
-    """Half of `size` if `error` is out of memory; raises it otherwise, or `MemoryError` for a single row."""
-    if not is_out_of_memory(error):
+def refused(error: Exception, pairs: Sequence[Pair], held: Sequence[int]) -> MemoryError | None:
+    """Raises `error` unless memory ran out; for a row that had all of it to itself, the `MemoryError` to raise."""
+    if not is_out_of_memory(error) or not held:
         raise error
-    longest = width_of(pairs, waiting)
-    rows = min(rows_of(size, longest), len(waiting))
-    if rows == 1:
-        raise MemoryError(
-            f"One sequence of {longest} tokens does not fit in memory; shorten it, or use a smaller type or a larger "
-            "device."
-        ) from error
-    log.warning("Out of memory with %d rows; going on with %d.", rows, rows // 2)
-    return rows // 2 if isinstance(size, int) else TokenBudget(rows * longest // 2)
+    if len(held) > 1:
+        return None
+    failed = MemoryError(
+        f"One sequence of {pairs[held[0]].length} tokens does not fit in memory; shorten it, or use a smaller type or "
+        "a larger device."
+    )
+    failed.__cause__ = error.with_traceback(None)  # whose frames hold the memory that the next rows need
+    return failed
+
+
+def halved(pairs: Sequence[Pair], held: Sequence[int], size: Size) -> Size:
+    """Half of `size`, or of what these rows made use of it."""
+    if isinstance(size, int):
+        rows = min(size, len(held)) // 2
+        log.warning("Out of memory with %d rows; going on with %d.", len(held), rows)
+        return rows
+    tokens = min(size.tokens, sum(pairs[i].length for i in held)) // 2
+    log.warning("Out of memory with %d rows; going on with %d tokens.", len(held), tokens)
+    return TokenBudget(tokens)
 
 
 def release() -> None:

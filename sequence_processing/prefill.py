@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
+from sequence_processing.config import HeadDtype
+from sequence_processing.forwards import one_forward
+from sequence_processing.head import Head, find_head
 from sequence_processing.model import CausalModel
 
 
@@ -23,7 +26,7 @@ class Prefilled:
     logits: torch.Tensor  # [B, V], of the first new token
 
 
-def prefill(model: CausalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
+def prefill(model: CausalModel, head: Head | None, prompts: Sequence[Sequence[int]]) -> Prefilled:
     """One forward over all `prompts`, none of them empty."""
     width = max(len(p) for p in prompts)
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
@@ -31,11 +34,24 @@ def prefill(model: CausalModel, prompts: Sequence[Sequence[int]]) -> Prefilled:
     mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
     cache = DynamicCache(config=model.text_config)
     positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-    return Prefilled(cache, mask, lengths, next_logits(model, ids, mask, positions, cache))
+    return Prefilled(cache, mask, lengths, next_logits(model, head, ids, mask, positions, cache))
+
+
+def head_for(model: CausalModel, dtype: HeadDtype) -> Head | None:
+    """What makes logits of hidden states where the model's own way would round them; None if its own will do."""
+    embedding = model.base.get_output_embeddings()
+    weight = getattr(embedding, "weight", None)
+    narrow = weight is not None and weight.dtype in (torch.bfloat16, torch.float16)
+    return find_head(model, dtype) if narrow else None
 
 
 def next_logits(
-    model: CausalModel, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+    model: CausalModel,
+    head: Head | None,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Cache,
 ) -> torch.Tensor:
     """Append `ids` int64 [B, n] at `positions` [B, n] to `cache`; logits [B, V] behind the last of them.
 
@@ -50,4 +66,5 @@ def next_logits(
         "logits_to_keep": 1,
     }
     accepted = {name: value for name, value in inputs.items() if name in model.accepts}
-    return model.module(**accepted).logits[:, -1]
+    states, project = one_forward(model.module, head, accepted)
+    return project(states[:, -1])

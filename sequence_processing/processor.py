@@ -20,7 +20,6 @@ from sequence_processing.containers import BatchedSequences, LogprobResults, Mic
 from sequence_processing.distribution import Policy
 from sequence_processing.grid import array, check_fits, micro_batch_of, pairs_of, results_of
 from sequence_processing.model import CausalModel
-from sequence_processing.native.serve import forward_for
 from sequence_processing.pairs import Pair, Size, in_order
 from sequence_processing.prompts import Prompt, PromptError, encode_prompt, encode_response
 from sequence_processing.rollout import Engine, OnFailed, OnStep
@@ -128,7 +127,8 @@ class SequenceProcessor:
             parts = gradients.micro_batches(model, pairs, self._policy(), batch_size, self.config.head_dtype)
             measured = in_order(scored for scored, _ in parts)
         else:
-            scored = scoring.score(model, pairs, self._policy(), batch_size, self.config.head_dtype)
+            options = (self.config.head_dtype, None, self.config.deterministic)
+            scored = scoring.score(model, pairs, self._policy(), batch_size, *options)
             measured = in_order(scored)
         results = results_of(measured, [len(group) for group in sequences.gen_lens], with_grad)
         results.old_logprobs = None if sequences.sampling_pass is None else sequences.sampling_pass.logprobs
@@ -231,7 +231,8 @@ class SequenceProcessor:
         no_stops = StopStrings(self.tokenizer, ())
         batch_size = self._size_of_scoring(model, encoded, None)
         failed = None if on_failed is None else lambda i, error: on_failed(i, 0, error)
-        for batch in scoring.score(model, encoded, self._policy(), batch_size, self.config.head_dtype, failed):
+        options = (self.config.head_dtype, failed, self.config.deterministic)
+        for batch in scoring.score(model, encoded, self._policy(), batch_size, *options):
             if on_step is not None:
                 on_step(sum(len(encoded[i].response_ids) for i, _ in batch), len(batch))
             for i, measured in batch:
@@ -282,6 +283,7 @@ class SequenceProcessor:
             eos_ids=frozenset() if self.config.ignore_eos else model.eos_ids(self.tokenizer),
             stops=StopStrings(self.tokenizer, self.config.stop_strings),
             decode=lambda response: decode(self.tokenizer, response),
+            head_dtype=self.config.head_dtype,
         )
         if size == "auto":
             size = memory.rows_at_once(model, [len(i) for i in ids], limits)
@@ -308,12 +310,12 @@ class SequenceProcessor:
     def _size_of_scoring(
         self, model: CausalModel, pairs: Sequence[Pair], override: BatchSize | None, with_grad: bool = False
     ) -> Size:
-        """One row at a time where its arithmetic must depend on that row alone and else would not."""
         size = self._size("tf_batch_size", override)
-        longest = max((p.length for p in pairs), default=1)
-        if self.config.deterministic and (with_grad or forward_for(model, longest) is None):
+        if with_grad and self.config.deterministic:
             return 1
-        return memory.tokens_at_once(model, longest, with_grad) if size == "auto" else size
+        if size != "auto":
+            return size
+        return memory.tokens_at_once(model, max((p.length for p in pairs), default=1), with_grad)
 
     def _limits(self, prompts: int, G: int, max_new_tokens: int | Sequence[int] | None) -> list[int]:
         """The most new tokens of each of prompts x G rows."""

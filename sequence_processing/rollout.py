@@ -11,11 +11,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice, takewhile
 
 import numpy as np
 import torch
 
 from sequence_processing import distribution
+from sequence_processing.config import HeadDtype
 from sequence_processing.containers import Rollout
 from sequence_processing.decode import decoder_for
 from sequence_processing.distribution import Policy
@@ -72,6 +74,7 @@ class Engine:
     eos_ids: frozenset[int]  # empty if EOS is to be ignored
     stops: StopStrings
     decode: Callable[[Sequence[int]], str]
+    head_dtype: HeadDtype = "auto"
 
     def rows(
         self, prompts: Sequence[list[int]], G: int, limits: Sequence[int], seed: int, prompt_keys: Sequence[int]
@@ -104,7 +107,7 @@ class Engine:
             if row.limit == 0:
                 yield self._finish(row, "length")
         # Longest prompts first: like lengths share a batch, and if memory is short it shows at once.
-        waiting = deque(sorted((r for r in rows if r.limit > 0), key=lambda r: -len(r.prompt_ids)))
+        waiting = deque(sorted((r for r in rows if r.limit > 0), key=lambda r: (-len(r.prompt_ids), r.prompt_ids)))
         longest = max((len(row.prompt_ids) + row.limit for row in waiting), default=0)
         size = batch_size
         while waiting:
@@ -114,7 +117,7 @@ class Engine:
                 try:
                     step = batch.advance()  # nothing of the caller's runs in here: what that raises is not ours
                 except Exception as error:
-                    failed = _refuse_unless_smaller_helps(error, batch.rows)
+                    failed = _refuse_unless_smaller_helps(error, batch)
                     break
                 if on_step is not None:
                     on_step(step.new_tokens, step.live)
@@ -124,6 +127,8 @@ class Engine:
             # Outside the handler, so that the failed step's tensors are free by now.
             unfinished = batch.rows
             del batch
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             if failed is None:
                 size = self._put_back(unfinished, waiting)
             elif on_failed is None:
@@ -134,13 +139,12 @@ class Engine:
 
     def _put_back(self, unfinished: Sequence[Row], waiting: deque[Row]) -> int:
         """The rows of a batch that ran out of memory, to start again; returns how many at once."""
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         for row in reversed(unfinished):
             row.restart(self.stops.watch())
             waiting.appendleft(row)
-        log.warning("Out of memory with %d rows; going on with %d.", len(unfinished), len(unfinished) // 2)
-        return len(unfinished) // 2
+        size = max(1, len(unfinished) // 2)
+        log.warning("Out of memory with %d rows; going on with %d.", len(unfinished), size)
+        return size
 
     def draw(self, rows: Sequence[Row | None], logits: torch.Tensor) -> torch.Tensor:
         """Draw and record one token for each row; None stands for one that has ended. Tokens int64 [rows]."""
@@ -178,6 +182,7 @@ class Engine:
         logprobs, entropies, sampling_logprobs, sampling_entropies = (
             np.asarray(row.measured, dtype=np.float32).reshape(-1, 4).T.copy()
         )
+        row.measured = []  # a call of many rows would keep them all
         text = self.decode(row.response_ids)
         return Rollout(
             prompt_index=row.prompt_index,
@@ -201,8 +206,9 @@ class _Batch:
     def __init__(self, engine: Engine, waiting: deque[Row], size: int, longest: int, deterministic: bool) -> None:
         self._engine = engine
         self._waiting = waiting
-        self._decoder = decoder_for(engine.model, longest)
+        self._decoder = decoder_for(engine.model, longest, head_dtype=engine.head_dtype, deterministic=deterministic)
         self._size = 1 if deterministic and not self._decoder.independent_rows else size
+        self.most = 0  # rows that the decoder ever held at once
         self._slots: list[Row | None] = []  # as the decoder has them; None where one has ended and is not dropped yet
         self._tokens = torch.empty(0, dtype=torch.int64)  # the newest of each slot
 
@@ -214,58 +220,73 @@ class _Batch:
     def advance(self) -> Step:
         """One token more for each row in flight, and the first for those that come in."""
         with self._engine.model.evaluating():
+            self._drop()
             if self._slots:
-                self._drop()
                 self._tokens = self._engine.draw(self._slots, self._decoder.step(self._tokens))
             self._refill()
         new_tokens = _newly_reported(self.rows)
-        ended = []
-        for i, row in enumerate(self._slots):
-            if row is not None and (rollout := self._engine.end(row)) is not None:
-                ended.append(rollout)
-                self._slots[i] = None
+        ended = {
+            i: rollout
+            for i, row in enumerate(self._slots)
+            if row is not None and (rollout := self._engine.end(row)) is not None
+        }
+        # Nothing can fail any more: a row is in flight or ended, and never neither.
+        self._slots = [None if i in ended else row for i, row in enumerate(self._slots)]
         live = len(self.rows)
-        if not live:
-            self._drop()
-        return Step(new_tokens, live, ended)
+        return Step(new_tokens, live, list(ended.values()))
 
     def _drop(self) -> None:
         """Rows that have ended leave the decoder."""
         live = [i for i, row in enumerate(self._slots) if row is not None]
-        cheap = self._decoder.refills or len(live) < _DROP_BELOW * len(self._slots)
+        cheap = self._decoder.refills or len(live) < _DROP_BELOW * len(self._slots)  # no live ones included
         if len(live) < len(self._slots) and cheap:
             kept = torch.tensor(live, dtype=torch.int64, device=self._tokens.device)
             self._decoder.keep(kept)
             self._tokens, self._slots = self._tokens[kept], [self._slots[i] for i in live]
 
     def _refill(self) -> None:
-        room = self._size - len(self._slots)
-        enough = self._decoder.refills and room >= min(len(self._waiting), self._size * _REFILL)
-        if not self._waiting or (self._slots and not enough):
+        new = self._next()
+        if not new:
             return
-        # Equal prompts stand together, in the decoder's order.
-        by_prompt: dict[tuple[int, ...], list[Row]] = {}
-        for _ in range(min(room, len(self._waiting))):
-            row = self._waiting.popleft()
-            by_prompt.setdefault(tuple(row.prompt_ids), []).append(row)
-        new = [row for group in by_prompt.values() for row in group]
-        self._slots += new  # before anything can fail: from here on they are this batch's
-        logits = self._decoder.add(list(by_prompt), [len(group) for group in by_prompt.values()])
+        self._slots += new  # from here on they are this batch's, whatever fails
+        for _ in new:
+            self._waiting.popleft()
+        self.most = max(self.most, len(self._slots))
+        by_prompt = [(prompt, len(list(rows))) for prompt, rows in groupby(new, key=lambda row: row.prompt_ids)]
+        logits = self._decoder.add([prompt for prompt, _ in by_prompt], [count for _, count in by_prompt])
         drawn = self._engine.draw(new, logits)
         self._tokens = torch.cat([self._tokens.to(drawn.device), drawn])
 
+    def _next(self) -> list[Row]:
+        """The rows to come in now: samples of one prompt together, so that it is prefilled once."""
+        if self._slots and not self._decoder.refills:
+            return []
+        room = self._size - len(self._slots)
+        new = list(islice(self._waiting, room))
+        if len(new) < len(self._waiting):
+            cut = self._waiting[len(new)].prompt_ids
+            apart = sum(1 for row in takewhile(lambda row: row.prompt_ids == cut, reversed(new)))
+            together = apart + sum(
+                1 for _ in takewhile(lambda row: row.prompt_ids == cut, islice(self._waiting, room, None))
+            )
+            if together <= self._size and (self._slots or apart < len(new)):
+                new = new[: len(new) - apart]
+        few = len(new) < min(len(self._waiting), self._size * _REFILL)
+        return [] if self._slots and few else new
 
-def _refuse_unless_smaller_helps(error: Exception, batch: Sequence[Row]) -> MemoryError | None:
-    """Raises `error` if it is not about memory; for a single row, the `MemoryError` that says so."""
-    if not is_out_of_memory(error):
+
+def _refuse_unless_smaller_helps(error: Exception, batch: _Batch) -> MemoryError | None:
+    """Raises `error` if it is not about memory; for a row that had all of it to itself, the `MemoryError` to raise."""
+    if not is_out_of_memory(error) or not batch.rows:
         raise error
-    if len(batch) > 1:
+    if batch.most > 1:
         return None
+    row = batch.rows[0]
     failed = MemoryError(
-        f"One sequence of {len(batch[0].prompt_ids)} prompt tokens and up to {batch[0].limit} new ones does not fit in "
-        "memory; shorten it, or use a smaller type or a larger device."
+        f"One sequence of {len(row.prompt_ids)} prompt tokens and up to {row.limit} new ones does not fit in memory; "
+        "shorten it, or use a smaller type or a larger device."
     )
-    failed.__cause__ = error
+    failed.__cause__ = error.with_traceback(None)  # whose frames hold the memory that the next rows need
     return failed
 
 

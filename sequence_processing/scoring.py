@@ -8,6 +8,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import DynamicCache
@@ -20,7 +21,7 @@ from sequence_processing.model import CausalModel
 from sequence_processing.native.forward import Forward
 from sequence_processing.native.serve import forward_for
 from sequence_processing.native.teacher import teacher_force
-from sequence_processing.pairs import Pair, Scored, Size, batches_of, halved, longest_first, release, rows_of
+from sequence_processing.pairs import Pair, Scored, Size, batches_of, halved, longest_first, refused, release, rows_of
 
 
 def score(
@@ -30,55 +31,81 @@ def score(
     batch_size: Size,
     head_dtype: HeadDtype = "auto",
     on_failed: Callable[[int, MemoryError], None] | None = None,
+    deterministic: bool = False,
 ) -> Iterator[Scored]:
     """Without gradient, in eval mode: yields the measurements of some pairs at a time, in any order.
 
-    Out of memory halves the batch; a single row that does not fit is told to `on_failed(index into pairs, error)`, or
-    raises its `MemoryError`.
+    `deterministic`: what is computed for a row depends on that row alone. Out of memory halves the batch; a single row
+    that does not fit is told to `on_failed(index into pairs, error)`, or raises its `MemoryError`.
     """
     waiting, size = longest_first(pairs), batch_size
-    way = _way(model, pairs, waiting, policy, head_dtype)
+    way = _way(model, pairs, waiting, head_dtype, deterministic)
+    if deterministic and way.func is not _with_kernels:
+        size = batch_size = 1
     while waiting:
         done: set[int] = set()
+        held: list[int] = []
+        failed: MemoryError | None = None
         try:
-            for scored in way(waiting, size):
+            for scored in way(pairs, waiting, policy, size, held):
                 done.update(i for i, _ in scored)
                 yield scored
         except Exception as error:
             waiting = [i for i in waiting if i not in done]
-            try:
-                size = halved(error, pairs, waiting, size)
-            except MemoryError as failed:
-                if on_failed is None:
-                    raise
-                on_failed(waiting.pop(0), failed)
-                size = batch_size  # the others may be shorter
+            failed = refused(error, pairs, held)
+            size = batch_size if failed else halved(pairs, held, size)
         else:
             return
         release()
+        if failed is not None:
+            if on_failed is None:
+                raise failed
+            waiting.remove(held[0])
+            on_failed(held[0], failed)
 
 
+# A way takes all pairs, the order of those that are left (longest first), the policy, how many at once, and a list in
+# which it keeps those whose tensors it holds: should memory run out, they were too many.
 def _way(
-    model: CausalModel, pairs: Sequence[Pair], order: list[int], policy: Policy, head_dtype: HeadDtype
-) -> Callable[[list[int], Size], Iterator[Scored]]:
-    """How to score these pairs, given which of them are left, longest first, and how many at once."""
-    native = forward_for(model, pairs[order[0]].length) if order else None
+    model: CausalModel,
+    pairs: Sequence[Pair],
+    order: list[int],
+    head_dtype: HeadDtype,
+    deterministic: bool,
+) -> "partial[Iterator[Scored]]":
+    """How to score these pairs."""
+    longest = pairs[order[0]].length if order else 1
+    native = forward_for(model, longest, deterministic=deterministic)
     if native is not None:
-        return lambda left, size: _with_kernels(model, native, pairs, left, policy, size)
-    head = find_head(model, head_dtype) if order else None
+        return partial(_with_kernels, model, native)
+    return partial(_with_modules, model, find_head(model, head_dtype) if order else None)
 
-    def modules(left: list[int], size: Size) -> Iterator[Scored]:
-        way = _with_shared_prompts if _sharing_pays(model, pairs, left, size) else _row_by_row
-        return way(model, head, pairs, left, policy, size)
 
-    return modules
+def _with_modules(
+    model: CausalModel,
+    head: Head | None,
+    pairs: Sequence[Pair],
+    order: list[int],
+    policy: Policy,
+    size: Size,
+    held: list[int],
+) -> Iterator[Scored]:
+    way = _with_shared_prompts if _sharing_pays(model, pairs, order, size) else _row_by_row
+    return way(model, head, pairs, order, policy, size, held)
 
 
 def _with_kernels(
-    model: CausalModel, native: Forward, pairs: Sequence[Pair], order: list[int], policy: Policy, size: Size
+    model: CausalModel,
+    native: Forward,
+    pairs: Sequence[Pair],
+    order: list[int],
+    policy: Policy,
+    size: Size,
+    held: list[int],
 ) -> Iterator[Scored]:
     """Nothing is padded, and the responses of a batch share what their prompts have in common."""
     for batch in _packed(pairs, order, size):
+        held[:] = batch
         with model.evaluating():
             prompts, responses = [pairs[i].prompt_ids for i in batch], [pairs[i].response_ids for i in batch]
             measured = teacher_force(native, prompts, responses, policy)
@@ -113,10 +140,17 @@ def _by_prompt(pairs: Sequence[Pair], order: list[int]) -> dict[tuple[int, ...],
 
 
 def _row_by_row(
-    model: CausalModel, head: Head | None, pairs: Sequence[Pair], order: list[int], policy: Policy, size: Size
+    model: CausalModel,
+    head: Head | None,
+    pairs: Sequence[Pair],
+    order: list[int],
+    policy: Policy,
+    size: Size,
+    held: list[int],
 ) -> Iterator[Scored]:
     """Each row whole, its prompt included."""
     for batch in batches_of(order, lambda i: pairs[i].length, size):
+        held[:] = batch
         with model.evaluating():
             measured = score_rows(model, model.module, head, [pairs[i] for i in batch], policy)
         yield list(zip(batch, measured, strict=True))
@@ -137,11 +171,18 @@ def _sharing_pays(model: CausalModel, pairs: Sequence[Pair], order: list[int], s
 
 
 def _with_shared_prompts(
-    model: CausalModel, head: Head | None, pairs: Sequence[Pair], order: list[int], policy: Policy, size: Size
+    model: CausalModel,
+    head: Head | None,
+    pairs: Sequence[Pair],
+    order: list[int],
+    policy: Policy,
+    size: Size,
+    held: list[int],
 ) -> Iterator[Scored]:
     """As many distinct prompts as a batch takes stay in a cache while their responses, longest first, are scored."""
     by_prompt = _by_prompt(pairs, order)
     for some in batches_of(sorted(by_prompt, key=len, reverse=True), len, size):
+        held[:] = [i for prompt in some for i in by_prompt[prompt]]
         with model.evaluating():
             prompts = _Prompts.computed(model, head, some)
         which = {i: p for p, prompt in enumerate(some) for i in by_prompt[prompt]}

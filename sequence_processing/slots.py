@@ -16,6 +16,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from sequence_processing.graphs import StepGraphs
+from sequence_processing.head import Head
 from sequence_processing.model import CausalModel, is_out_of_memory
 from sequence_processing.prefill import Prefilled, next_logits, prefill
 
@@ -65,11 +66,15 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def grow(self, slots: int, columns: int) -> None:
-        """Room for so many; what is held stays."""
+        """Room for so many; what is held stays. (A layer that its model skips holds nothing, here as below.)"""
+        if not self.is_initialized:
+            return
         self.keys, self.values = (_enlarged(t, slots, min(columns, self._window)) for t in (self.keys, self.values))
 
     def write(self, slots: torch.Tensor, source: DynamicLayer, rows: torch.Tensor, lengths: torch.Tensor) -> None:
         """Slot `slots[i]` takes row `rows[i]` of `source`, whose last column is its token `lengths[i] - 1`. All [n]."""
+        if not self.is_initialized:
+            return
         slots, rows, newest = (t.to(source.keys.device)[:, None] for t in (slots, rows, lengths - 1))
         columns = torch.arange(min(int(lengths.max()), self.keys.shape[2]), device=newest.device)
         # The newest token of a column in a ring is so many tokens old; one that is not held is one the row cannot see.
@@ -80,13 +85,16 @@ class SlotLayer(CacheLayerMixin):
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Slots `sources` [n] to `targets` [n]."""
+        if not self.is_initialized:
+            return
         for t in (self.keys, self.values):
             t[targets.to(t.device)] = t[sources.to(t.device)]
 
     def aim(self, positions: torch.Tensor, columns: int) -> None:
         """The next tokens are of the first slots, at `positions` [slots]; they see `columns` columns at most."""
-        self._positions = positions.to(self.keys.device)
         self._columns = min(columns, self._window)
+        if self.is_initialized:
+            self._positions = positions.to(self.keys.device)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -117,9 +125,10 @@ class SlotDecoder:
     refills = True
     independent_rows = False
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(self, model: CausalModel, head: Head | None = None) -> None:
         layers = DynamicCache(config=model.text_config).layers
         self._model = model
+        self._head = head
         self._layers = [SlotLayer(getattr(layer, "sliding_window", None)) for layer in layers]
         self._cache = Cache(layers=self._layers)
         # Of the live rows, on the host: their slots and the tokens that these hold.
@@ -141,7 +150,7 @@ class SlotDecoder:
         room = max(new.tolist(), default=-1) + 1, _rounded(max(len(p) for p in prompts) + 1)
         logits = []
         for part in _parts(prompts):
-            prefilled = prefill(self._model, prompts[part])
+            prefilled = prefill(self._model, self._head, prompts[part])
             counts = torch.tensor(repeats[part])
             logits.append(prefilled.logits.repeat_interleave(counts.to(prefilled.logits.device), dim=0))
             self._take(prefilled, torch.cat(places[part]), counts, room)
@@ -174,7 +183,7 @@ class SlotDecoder:
         rows = torch.arange(len(counts)).repeat_interleave(counts)
         lengths = prefilled.lengths.cpu()[rows]
         for layer, source in zip(self._layers, prefilled.cache.layers, strict=True):
-            if not layer.is_initialized:
+            if source.is_initialized and not layer.is_initialized:
                 layer.lazy_initialization(source.keys, source.values)
         self._reserve(*room)
         for layer, source in zip(self._layers, prefilled.cache.layers, strict=True):
@@ -224,7 +233,7 @@ class SlotDecoder:
                 self._graphs = self._graphs or StepGraphs(self._model.device, self._room[0])
                 return self._graphs.run(self._forward, slots, columns)
             except RuntimeError as error:
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) or (error.__context__ is not None and is_out_of_memory(error.__context__)):
                     raise
                 name = type(self._model.base).__name__
                 log.warning("A step of %s cannot be recorded as a CUDA graph: it runs its modules (%s).", name, error)
@@ -236,7 +245,8 @@ class SlotDecoder:
         for layer in self._layers:
             layer.aim(positions, columns)
         mask = (torch.arange(columns, device=positions.device) <= positions[:, None]).long()
-        return next_logits(self._model, self._tokens[:slots, None], mask, positions[:, None], self._cache)
+        tokens = self._tokens[:slots, None]
+        return next_logits(self._model, self._head, tokens, mask, positions[:, None], self._cache)
 
 
 def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[slice]:

@@ -233,7 +233,7 @@ def _spread(count: int) -> set[int]:
 
 
 def _stamp(name: str | None) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of each file of a local folder; empty for a hub id, whose revision is pinned."""
+    """Name, size and time of change of each file of a local folder; empty for a hub id."""
     if name is None or not Path(name).is_dir():
         return ()
     files = ((path.name, path.stat()) for path in sorted(Path(name).iterdir()) if path.is_file())

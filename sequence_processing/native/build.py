@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +29,9 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
+        output = (getattr(error, "stderr", None) or "").strip() or str(error)
         log.warning("The CPU kernels could not be compiled by %s, so models run through their own modules, which is "
-                    "slower: %s", compiler, output.strip().splitlines()[0])  # fmt: skip
+                    "slower: %s", compiler, output.splitlines()[0])  # fmt: skip
         return None
 
 
@@ -41,17 +40,24 @@ def _compiled(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
     parts = [version, _instruction_set(), torch.__version__, *_FLAGS, *(file.read_text() for file in sources)]
     name = f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
-    for folder in (user_cache_path("seqproc") / "kernels", Path(tempfile.gettempdir()) / f"seqproc-{os.getuid()}"):
+    reason: object = None
+    for folder in (_cache_folder(), Path(tempfile.gettempdir()) / f"seqproc-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if folder.stat().st_uid != os.getuid():  # somebody else's: a library from there is theirs to replace
-                continue
+            if folder.stat().st_uid != os.getuid():  # a library from there is somebody else's to replace
+                raise PermissionError(f"{folder} belongs to another user")
             if not (folder / name).is_file():
                 _compile(compiler, [str(file) for file in sources if file.suffix == ".cpp"], folder / name)
             return folder / name
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        except OSError as error:
             reason = error
     raise OSError(f"no folder to keep them in: {reason}")
+
+
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_path  # the core itself needs torch, transformers and peft, and nothing more
+
+    return user_cache_path("seqproc") / "kernels"
 
 
 def _compile(compiler: str, files: list[str], target: Path) -> None:

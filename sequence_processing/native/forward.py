@@ -27,7 +27,7 @@ class Forward:
 
         `wanted`: ascending places among `tokens`. float32 [len(wanted), H].
         """
-        out = torch.empty(len(wanted), self.weights.embedding.shape[1])
+        out = torch.empty(len(wanted), self.weights.embedding.shape[1], dtype=torch.float32, device="cpu")
         for start in range(0, len(tokens.ids), _TOKENS_AT_ONCE):
             part = tokens.part(start, start + _TOKENS_AT_ONCE)
             x = self._layers(part, store)
@@ -90,25 +90,25 @@ class Forward:
         self.kernels.rms_norm(x, norm.weight, y, norm.epsilon)
 
     def _linear(self, x: torch.Tensor, linear: Linear, y: torch.Tensor, *, add: bool = False) -> None:
-        panel = self._buffer("panel", len(x), x.shape[1], torch.bfloat16)
-        self.kernels.linear(x, linear.weight, y, panel, linear.bias, add=add)
+        self.kernels.linear(x, linear.weight, y, self._buffer("panel", *x.shape), linear.bias, add=add)
         for low in linear.low_rank:
             inner = self._buffer("inner", len(x), low.a.shape[0])
-            self.kernels.linear(x, low.a, inner, panel)
-            self.kernels.linear(inner, low.b, y, panel, add=True, scale=low.scale)
+            self.kernels.linear(x, low.a, inner, self._buffer("panel", *x.shape))
+            self.kernels.linear(inner, low.b, y, self._buffer("panel", *inner.shape), add=True, scale=low.scale)
 
-    def _buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def _buffer(self, name: str, rows: int, columns: int) -> torch.Tensor:
+        """float32 [rows, columns], with whatever stood there."""
         view = self._views.get((name, rows, columns))
         if view is None:
-            view = self._views[name, rows, columns] = self._grown(name, rows * columns, dtype).view(rows, columns)
+            view = self._views[name, rows, columns] = self._grown(name, rows * columns).view(rows, columns)
         return view
 
-    def _grown(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+    def _grown(self, name: str, size: int) -> torch.Tensor:
         """The first `size` elements of the buffer; views of one that was too small are gone."""
         kept = self._buffers.get(name)
         if kept is None or kept.numel() < size:
             self._buffers.pop(name, None)
             self._views = {key: view for key, view in self._views.items() if key[0] != name}
             kept = None  # its memory first: two logits of a large batch need not exist at once
-            self._buffers[name] = kept = torch.empty(size, dtype=dtype)
+            self._buffers[name] = kept = torch.empty(size, dtype=torch.float32, device="cpu")
         return kept[:size]

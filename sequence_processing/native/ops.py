@@ -78,7 +78,7 @@ class Kernels:
     def __init__(self, compiled: ctypes.CDLL) -> None:
         for name, types in _SIGNATURES.items():
             function = getattr(compiled, name)
-            function.argtypes, function.restype = types, None
+            function.argtypes, function.restype = types, ctypes.c_int if name == "sample_rows" else None
         self._compiled = compiled
 
     def linear(
@@ -94,7 +94,7 @@ class Kernels:
     ) -> None:
         """y [n, outputs] (its rows may be apart) = x [n, inputs] weight^T * scale + bias, added to y if `add`.
 
-        `panel`: scratch of at least n * inputs bfloat16.
+        `panel`: float32 scratch as large as x.
         """
         self._compiled.linear(
             x.data_ptr(), panel.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(),
@@ -159,12 +159,16 @@ class Kernels:
         `names`: row keys and positions. logits float32 [n, V], contiguous.
         """
         rows, size = logits.shape
-        quantities = torch.empty(rows, 4)
+        if names is None and len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
+            raise IndexError(f"A token is none of the {size} that the logits are of.")
+        quantities = tokens.new_empty(rows, 4, dtype=torch.float32)
         keys, positions = (np.asarray(part, dtype=np.int64) for part in names or ((), ()))
-        self._compiled.sample_rows(
+        failed = self._compiled.sample_rows(
             logits.data_ptr(), rows, size, temperature, top_p, keys.ctypes.data, positions.ctypes.data,
             names is not None, measure, tokens.data_ptr(), quantities.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
+        if failed:
+            raise MemoryError("The host has no memory left for sampling.")
         return quantities
 
 

@@ -49,7 +49,7 @@ class Pages:
         """`count` pages with one user each; raises what torch raises when memory runs out."""
         while len(self._free) < count:
             first = len(self._slabs) * self._slab_pages
-            self._slabs.append(torch.empty(self._slab_pages * self._elements, dtype=self._dtype))
+            self._slabs.append(torch.empty(self._slab_pages * self._elements, dtype=self._dtype, device="cpu"))
             self._free.extend(range(first + self._slab_pages - 1, first - 1, -1))
         taken = [self._free.pop() for _ in range(count)]
         self._users.update(dict.fromkeys(taken, 1))

@@ -21,25 +21,35 @@ _PROBE = 8  # tokens
 # and a term that is missing far above.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
-# Models that were probed, and with what outcome; weights may change between calls, what the modules do hardly does.
-_agrees: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+# Models that were probed: what their modules were then, and the outcome. Weights may change between calls without
+# another probe; modules may not.
+_agrees: "WeakKeyDictionary[nn.Module, tuple[tuple[type, ...], bool]]" = WeakKeyDictionary()
 
 
-def forward_for(model: CausalModel, longest: int) -> Forward | None:
-    """The kernels over this model as it is now, for rows of up to `longest` tokens; None where its modules serve."""
+def forward_for(model: CausalModel, longest: int, *, deterministic: bool = False) -> Forward | None:
+    """The kernels over this model as it is now, for rows of up to `longest` tokens; None where its modules serve.
+
+    `deterministic`: None as well if its modules would have to serve longer rows than these.
+    """
     if model.device.type != "cpu" or (compiled := kernels()) is None:
         return None
     try:
-        forward = Forward(weights_of(model, max(longest, _PROBE)), compiled)
-    except NotServedError as reason:
+        may_reach = max(longest, model.context or 0) if deterministic else longest
+        forward = Forward(weights_of(model, max(longest, _PROBE), may_reach), compiled)
+    except (NotServedError, AttributeError) as reason:  # a module in another's place may lack what that one had
         log.info("%s runs through its own modules, which is slower: %s.", type(model.base).__name__, reason)
         return None
-    if model.base not in _agrees:
-        _agrees[model.base] = _probe(model, forward)
-    return forward if _agrees[model.base] else None
+    modules = tuple(type(module) for module in model.base.modules())
+    probed, agrees = _agrees.get(model.base, ((), None))
+    if probed != modules or agrees is None:
+        agrees = _probe(model, forward)
+        if agrees is not None:
+            _agrees[model.base] = modules, agrees
+    return None if agrees is False else forward
 
 
-def _probe(model: CausalModel, forward: Forward) -> bool:
+def _probe(model: CausalModel, forward: Forward) -> bool | None:
+    """Whether both give the same logits; None if there is nothing to compare, as they are not finite."""
     ids = (np.arange(_PROBE) % model.vocab_size).tolist()
     pages = Pages(forward.weights)
     prompt = pages.take_prompt(ids)
@@ -49,7 +59,7 @@ def _probe(model: CausalModel, forward: Forward) -> bool:
         inputs = {"use_cache": False} if "use_cache" in model.accepts else {}
         theirs = model.module(input_ids=torch.tensor([ids]), **inputs).logits[0].float()
     if not torch.isfinite(theirs).all():
-        return True  # nothing to compare; the engine will say that the logits are not finite
+        return None
     apart = float((ours - theirs).abs().max()) / max(float(theirs.max() - theirs.min()), 1e-3)
     if apart > _TOLERANCE[_precision(forward.weights)]:
         log.warning(
@@ -61,4 +71,8 @@ def _probe(model: CausalModel, forward: Forward) -> bool:
 
 
 def _precision(weights: Weights) -> torch.dtype:
-    return weights.head.weight.dtype
+    """The narrowest type that anything is multiplied in, adapters included."""
+    layer = weights.layers[0]
+    linears = (weights.head, layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
+    types = {linear.weight.dtype for linear in linears} | {low.a.dtype for linear in linears for low in linear.low_rank}
+    return torch.bfloat16 if torch.bfloat16 in types else torch.float32

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
@@ -19,10 +20,10 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from sequence_processing.model import CausalModel
 
 _SERVED = {
-    llama.LlamaForCausalLM: (llama.LlamaRMSNorm, llama.LlamaAttention, llama.LlamaMLP),
-    mistral.MistralForCausalLM: (mistral.MistralRMSNorm, mistral.MistralAttention, mistral.MistralMLP),
-    qwen2.Qwen2ForCausalLM: (qwen2.Qwen2RMSNorm, qwen2.Qwen2Attention, qwen2.Qwen2MLP),
-    qwen3.Qwen3ForCausalLM: (qwen3.Qwen3RMSNorm, qwen3.Qwen3Attention, qwen3.Qwen3MLP),
+    getattr(module, f"{name}ForCausalLM"): tuple(
+        getattr(module, name + part) for part in ("Model", "DecoderLayer", "RMSNorm", "Attention", "MLP")
+    )
+    for module, name in ((llama, "Llama"), (mistral, "Mistral"), (qwen2, "Qwen2"), (qwen3, "Qwen3"))
 }
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -46,11 +47,22 @@ class Linear:
     bias: torch.Tensor | None
     low_rank: list[LowRank] = field(default_factory=list)
 
+    def fits(self, outputs: int, inputs: int) -> bool:
+        """Whether this is a product of so many inputs with so many outputs, adapters included."""
+        added = ((low.b.shape[0], low.a.shape[1]) for low in self.low_rank)
+        return {tuple(self.weight.shape), *added} == {(outputs, inputs)} and (
+            self.bias is None or tuple(self.bias.shape) == (outputs,)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
     weight: torch.Tensor
     epsilon: float
+
+    def fits(self, width: int) -> bool:
+        """Whether this is a norm over so many elements."""
+        return tuple(self.weight.shape) == (width,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +94,19 @@ class Weights:
     sines: torch.Tensor
 
 
-def weights_of(model: CausalModel, longest: int) -> Weights:
-    """The weights of a model for sequences of up to `longest` tokens; `NotServedError` says why not."""
+def weights_of(model: CausalModel, longest: int, may_reach: int | None = None) -> Weights:
+    """The weights of a model for sequences of up to `longest` tokens; `NotServedError` says why not.
+
+    `may_reach`: refuse as if sequences were that long.
+    """
     base, config = model.base, model.text_config
-    _check(base, config, longest)
-    classes = _SERVED[type(base)]
-    norm, attention, mlp = classes
+    _check(base, config, may_reach or longest)
+    whole, decoder_layer, norm, attention, mlp = _SERVED[type(base)]
     layers = []
-    for block in base.model.layers[: config.num_hidden_layers]:
+    for block in _of_type(base.model, whole).layers[: config.num_hidden_layers]:
+        _of_type(block, decoder_layer)
         own, gated = _of_type(block.self_attn, attention), _of_type(block.mlp, mlp)
+        _of_type(gated.act_fn, SiLUActivation)
         layers.append(
             Layer(
                 before_attention=_norm(block.input_layernorm, norm),
@@ -108,12 +124,14 @@ def weights_of(model: CausalModel, longest: int) -> Weights:
             )
         )
     embedding = _matrix(_of_type(base.model.embed_tokens, nn.Embedding).weight)
-    cosines, sines = base.model.rotary_emb(torch.empty(1), torch.arange(longest)[None])
+    cosines, sines = base.model.rotary_emb(
+        embedding.new_empty(1, dtype=torch.float32), torch.arange(longest, device="cpu")[None]
+    )
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width = layers[0].q.weight.shape[0] // heads
     if cosines.shape[-1] != width or width % 2:
         raise NotServedError("its rotary positions turn only a part of a head")
-    return Weights(
+    weights = Weights(
         embedding=embedding,
         layers=layers,
         last_norm=_norm(base.model.norm, norm),
@@ -124,6 +142,23 @@ def weights_of(model: CausalModel, longest: int) -> Weights:
         cosines=cosines[0].contiguous(),
         sines=sines[0].contiguous(),
     )
+    _check_shapes(weights)
+    return weights
+
+
+def _check_shapes(w: Weights) -> None:
+    """The kernels believe their sizes, so nothing may differ from what the config says."""
+    hidden, queries, keys = w.embedding.shape[1], w.heads * w.width, w.kv_heads * w.width
+    right = w.heads % w.kv_heads == 0 and w.head.fits(w.head.weight.shape[0], hidden) and w.last_norm.fits(hidden)
+    for layer in w.layers:
+        inner = layer.gate.weight.shape[0]
+        right &= layer.before_attention.fits(hidden) and layer.before_mlp.fits(hidden)
+        right &= layer.q.fits(queries, hidden) and layer.k.fits(keys, hidden) and layer.v.fits(keys, hidden)
+        right &= layer.o.fits(hidden, queries) and layer.down.fits(hidden, inner)
+        right &= layer.gate.fits(inner, hidden) and layer.up.fits(inner, hidden)
+        right &= all(norm is None or norm.fits(w.width) for norm in (layer.q_norm, layer.k_norm))
+    if not right:
+        raise NotServedError("some of its weights have other shapes than its config says")
 
 
 def _check(base: Any, config: Any, longest: int) -> None:
@@ -140,7 +175,10 @@ def _check(base: Any, config: Any, longest: int) -> None:
     if windowed and window is not None and longest > window:
         raise NotServedError(f"rows may pass its window of {window} tokens")
     for module in base.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        # What gradient checkpointing under an adapter asks of an embedding changes no value.
+        hooked = any("make_inputs_require_grad" not in getattr(hook, "__qualname__", "") for hook in hooks)
+        if hooked or "forward" in vars(module):
             raise NotServedError(f"its {type(module).__name__} is hooked or has another forward")
 
 

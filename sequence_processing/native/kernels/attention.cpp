@@ -101,7 +101,12 @@ static void attend(const float* q, float* out, const Pages& pages, long kv, cons
     long width = pages.width, room = keys.pages() * PAGE;
     float* scores = work;
     Q* queries = (Q*)(work + HEADS * room);
-    for (long i = 0; i < HEADS * width; i++) narrow(q[i], queries + i);
+    for (long i = 0; i < HEADS * width; i++) {
+        if (sizeof(T) != sizeof(float))
+            put_rounded(q[i], queries + i);
+        else
+            narrow(q[i], queries + i);
+    }
     for (long p = 0; p < keys.pages(); p++)
         score_page<HEADS>(queries, pages.keys<T>(keys.table[p], kv), width, scores + p * PAGE, room);
     float total[HEADS];

@@ -12,8 +12,9 @@ namespace {
 constexpr long ROWS = 4, COLUMNS = 6;  // accumulators of a tile: 24 of 32 registers
 constexpr long ROW_BLOCK = 256;       // rows of x that stay in the second-level cache
 
+// x is rounded to bfloat16 before a product with bfloat16, as torch does.
 #if defined(__AVX512BF16__)
-typedef bf16 panel_of_bf16;  // x is rounded to bfloat16 before a product with bfloat16, as torch does
+typedef bf16 panel_of_bf16;
 static inline v16 multiply_add(v16 sum, const bf16* x, const bf16* w) {
     return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(x), (__m512bh)_mm512_loadu_si512(w));
 }
@@ -146,11 +147,10 @@ static void product(
     share = (share + COLUMNS - 1) / COLUMNS * COLUMNS;
 #pragma omp parallel num_threads(threads)
     {
-        if (sizeof(X) != sizeof(float)) {
+        if (sizeof(W) != sizeof(float)) {
 #pragma omp for schedule(static)
             for (long m = 0; m < s.rows; m++)
-                for (long k = 0; k < s.inputs; k++)
-                    narrow(x[m * s.inputs + k], (W*)panel + m * s.inputs + k);
+                for (long i = m * s.inputs; i < (m + 1) * s.inputs; i++) put_rounded(x[i], (X*)panel + i);
 #pragma omp single
             rows = (const X*)panel;
         }
@@ -169,7 +169,7 @@ static void product(
 }  // namespace
 
 // x [rows, inputs] and y [rows, stride] are float32; w [outputs, inputs] and bias [outputs] (or null) are float32 or,
-// if `half`, bfloat16. y = x w^T * scale + bias, added to y if `add`. panel has room for x as bfloat16.
+// if `half`, bfloat16. y = x w^T * scale + bias, added to y if `add`. panel has room for a copy of x.
 extern "C" void linear(
     const float* x, void* panel, const void* w, const void* bias, float* y, long rows, long inputs, long outputs,
     long stride, float scale, int add, int half, int threads

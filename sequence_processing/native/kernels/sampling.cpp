@@ -1,13 +1,16 @@
-// The four quantities of a token, and its draw, in two or three passes over a row of logits.
+// The four quantities of a token, and its draw, in two passes over a row of logits, or four with top-p.
 //
 // The definitions are distribution.py's and noise.py's; sums are float64 over blocks of float32.
+#include <cfloat>
+#include <functional>
+#include <new>
 #include <vector>
 
 #include "vector.h"
 
 namespace {
 
-constexpr float UNDERFLOW_AT = -104.0f;  // e**x is 0 in float32 below
+constexpr float UNDERFLOW_AT = -104.0f;  // exp_negative is 0 there
 constexpr long BLOCK = 1024;             // logits summed in float32 before float64 takes over
 constexpr int BINS = 2048;
 constexpr float BINS_A_NAT = 64.0f;      // the last bin takes all beyond 32 nats below the top
@@ -17,6 +20,8 @@ struct Policy {
     bool greedy() const { return temperature == 0; }
     bool truncates() const { return top_p < 1; }
     bool plain() const { return temperature == 1 && top_p == 1; }
+    // Finite, so that the top's distance of 0 stays 0.
+    float inverse_temperature() const { return greedy() ? 1.0f : float(std::min(1 / temperature, double(FLT_MAX))); }
 };
 
 // Sums of e**d and of e**d * d over a distribution, d <= 0 the nats below its top. What stands at the top is counted
@@ -47,9 +52,9 @@ struct Row {
     float top = -INFINITY;  // the largest logit; NaN if any is NaN, or +inf
     long argmax = 0;
 
-    v16 at(long i, float filler = -INFINITY) const {
+    v16 at(long i) const {
         if (i + 16 <= size) return load(z + i);
-        v16 v = splat(filler);
+        v16 v = splat(-INFINITY);
         std::memcpy(&v, z + i, (size - i) * sizeof(float));
         return v;
     }
@@ -133,7 +138,9 @@ struct Race {
 
 // Mass by distance from the top: bin b holds the tokens at b / BINS_A_NAT nats and a little more.
 struct Histogram {
-    std::vector<double> mass = std::vector<double>(BINS);
+    std::vector<double> mass;
+
+    explicit Histogram(bool used) : mass(used ? BINS : 0) {}
     v16 tail{};  // what goes to the last bin
 
     static i16v bins(v16 d) {
@@ -161,7 +168,7 @@ static float cut_of(const Row& row, const Histogram& histogram, double total, co
     int crossing = 0;
     while (crossing < BINS && before + histogram.mass[crossing] <= most) before += histogram.mass[crossing++];
     if (crossing == BINS) return -INFINITY;
-    float inverse = float(1 / policy.temperature);
+    float inverse = policy.inverse_temperature();
     std::vector<float> candidates;
     for (long i = 0; i < row.size; i += 16) {
         i16v in = Histogram::bins(row.distance(i, inverse)) == crossing;
@@ -194,11 +201,12 @@ struct Outcome {
 
 static Outcome go_over(const Row& row, const Task& task, uint64_t stream) {
     const Policy& policy = task.policy;
-    float inverse = policy.greedy() ? 1.0f : float(1 / policy.temperature);
+    float inverse = policy.inverse_temperature();
     bool plain = policy.plain() || policy.greedy(), draw_now = task.draw && !policy.greedy() && !policy.truncates();
     Outcome out;
     Race race(row, policy.temperature, stream);
-    Histogram histogram;
+    bool truncates = policy.truncates() && !policy.greedy();
+    Histogram histogram(truncates);
     for (long block = 0; block < row.size; block += BLOCK) {
         for (long i = block; i < std::min(row.size, block + BLOCK); i += 16) {
             v16 d = row.distance(i), e = exp_negative(d);
@@ -209,7 +217,7 @@ static Outcome go_over(const Row& row, const Task& task, uint64_t stream) {
                     e = exp_negative(d);
                 }
                 out.q.add(e, d);
-                if (policy.truncates()) histogram.add(e, d);
+                if (truncates) histogram.add(e, d);
             }
             if (draw_now) race.enter(i, e);
         }
@@ -217,7 +225,7 @@ static Outcome go_over(const Row& row, const Task& task, uint64_t stream) {
         out.q.close_block();
     }
     if (policy.plain()) out.q = out.p;
-    if (policy.truncates() && !policy.greedy()) {
+    if (truncates) {
         histogram.close();
         out.cut = cut_of(row, histogram, out.q.mass(), policy);
         out.q = Sums();
@@ -266,15 +274,22 @@ static void measure_row(Row& row, const Task& task, uint64_t stream, int64_t* to
 
 // logits float32 [rows, size]; tokens [rows] are drawn by (row key, position) if `draw`, else given; quantities [rows, 4]:
 // log p, entropy of p, log q, entropy of q, in nats, NaN where logits are not finite; zeros if not `measure`.
-extern "C" void sample_rows(
+// Returns 1 if memory ran out, and else 0: no exception may leave a parallel region.
+extern "C" int sample_rows(
     const float* logits, long rows, long size, double temperature, double top_p, const int64_t* keys,
     const int64_t* positions, int draw, int measure, int64_t* tokens, float* quantities, int threads
 ) {
     Task task{{temperature, top_p}, draw != 0, measure != 0};
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
     for (long m = 0; m < rows; m++) {
         Row row{logits + m * size, size};
         uint64_t stream = draw ? stream_of(uint64_t(keys[m]), uint64_t(positions[m])) : 0;
-        measure_row(row, task, stream, tokens + m, quantities + 4 * m);
+        try {
+            measure_row(row, task, stream, tokens + m, quantities + 4 * m);
+        } catch (const std::bad_alloc&) {
+            failed = 1;
+        }
     }
+    return failed;
 }

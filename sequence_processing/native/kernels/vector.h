@@ -38,6 +38,14 @@ static inline void narrow(float x, bf16* to) {  // to nearest, ties to even; a N
     to->bits = std::isnan(x) ? 0x7FC0 : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
 }
 
+// The nearest bfloat16, kept in either type.
+static inline void put_rounded(float x, bf16* to) { narrow(x, to); }
+static inline void put_rounded(float x, float* to) {
+    bf16 near;
+    narrow(x, &near);
+    *to = widen(near);
+}
+
 // Always the same tree, so that a sum does not depend on where its row stands.
 static inline float sum(v16 v) {
     float a[16];

@@ -243,3 +243,23 @@ class TestChoice:
         caplog.set_level(logging.INFO)
         assert isinstance(decoder_for(CausalModel(make_model("mamba")), 128), RecomputeDecoder)
         assert "no attention cache" in caplog.text
+
+
+class TestHead:
+    """The head's product on its way to the softmax, where the modules of a bfloat16 model would round it."""
+
+    @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+    def test_float32_products_in_the_sampling_pass(self, kind, monkeypatch):
+        for place in ("native.serve", "head"):
+            monkeypatch.setattr(f"sequence_processing.{place}.kernels", lambda: None)
+        model = CausalModel(make_model(kind).bfloat16())
+
+        def logits(head_dtype):
+            with model.evaluating():
+                decoder = decoder_for(model, 60, head_dtype=head_dtype)
+                first = decoder.add([[5, 6, 7], [8, 9]], [2, 1])
+                return torch.cat([first, decoder.step(torch.tensor([1, 2, 3]))]).float()
+
+        rounded, exact = logits("auto"), logits("float32")
+        assert torch.equal(rounded, rounded.bfloat16().float()) and not torch.equal(exact, exact.bfloat16().float())
+        torch.testing.assert_close(rounded, exact, atol=2**-7 * float(exact.abs().max()), rtol=0)

@@ -1,5 +1,6 @@
 """The head's chunks: values, gradients and memory, against plain float64 autograd over whole logits."""
 
+import copy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -95,6 +96,20 @@ class TestGradients:
         _, gradients = ours(p, FINISHES["nothing"])
         assert max(map(distance, gradients, want)) <= 1e-4
 
+    def test_a_token_that_the_head_bans(self):
+        """Its logit is -inf; the gradients are those of a head that lacks it."""
+        p, rest = problem(), [i for i in range(V) if i != 3]
+        p.tokens = torch.where(p.tokens == 3, 4, p.tokens)
+        lacking = copy.deepcopy(p)
+        lacking.linear.weight, lacking.linear.bias = (nn.Parameter(x.detach()[rest]) for x in p.linear.parameters())
+        lacking.tokens = lacking.tokens - (lacking.tokens > 3).long()
+        with torch.no_grad():
+            p.linear.bias[3] = -torch.inf
+        _, want = whole(lacking, FINISHES["nothing"])
+        _, (hidden, weight, bias) = ours(p, FINISHES["nothing"])
+        assert max(map(distance, (hidden, weight[rest], bias[rest]), want)) <= 1e-5
+        assert not weight[3].any() and bias[3] == 0
+
     def test_of_one_quantity_alone(self):
         for name in ("g_lp", "g_H"):
             p = problem()
@@ -119,7 +134,10 @@ class TestGradients:
 @pytest.mark.usefixtures("small_tiles")
 class TestNarrowTypes:
     def test_float32_products_are_exact_and_the_backends_own_are_rounded(self, monkeypatch):
-        """Of bfloat16 operands; on a CPU without kernels. The gradients are rounded to bfloat16 at the end: 2^-9 of each element."""
+        """Of bfloat16 operands; on a CPU without kernels.
+
+        The gradients are rounded to bfloat16 at the end: 2^-9 of each element.
+        """
         monkeypatch.setattr("sequence_processing.head.kernels", lambda: None)
         drifts, errors = {}, {}
         for dtype in ("auto", "float32"):

@@ -83,7 +83,8 @@ def in_two_parts(dtype, keys, G, **settings) -> Rows:
 def out_of_memory(dtype, keys, G, **settings) -> Rows:
     decoder_for = sequence_processing.rollout.decoder_for
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sequence_processing.rollout.decoder_for", lambda *args: Cramped(decoder_for(*args), 9))
+        cramped = lambda *args, **kwargs: Cramped(decoder_for(*args, **kwargs), 9)  # noqa: E731
+        patch.setattr("sequence_processing.rollout.decoder_for", cramped)
         return generate(dtype, keys, G, **settings)
 
 
@@ -168,7 +169,7 @@ def test_default(way):
 @pytest.mark.parametrize("way", ["in fives", "in another order", "after running out of memory", "beside shorter rows"])
 def test_the_models_own_modules_draw_the_same(monkeypatch, way):
     keys, want = range(3), first(POLICIES[0])
-    monkeypatch.setattr("sequence_processing.decode.forward_for", lambda *args: None)
+    monkeypatch.setattr("sequence_processing.decode.forward_for", lambda *args, **kwargs: None)
     got = WAYS[way]("float32", keys, 4)
     assert splits(want, got) == [] and len(got) in (12, 6)
 

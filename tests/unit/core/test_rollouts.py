@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sequence_processing import GenerationConfig, PromptError, SequenceProcessor
+from sequence_processing import GenerationConfig, PromptError, SequenceProcessor, rollout
 from sequence_processing.model import is_out_of_memory
 
 from .support import EOS, PHI3, ROPE_CHANGE, make_model, naive_quantities, prefix_logits, reference
@@ -166,7 +166,35 @@ class OutOfMemoryOver:
         return self.forward(*args, **kwargs)
 
 
+class Grudging:
+    """A decoder that has no memory for a third token as long as it has held more than one row."""
+
+    def __init__(self, decoder):
+        self.decoder, self.most, self.steps = decoder, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.decoder, name)
+
+    def add(self, prompts, repeats):
+        self.most = max(self.most, sum(repeats))
+        return self.decoder.add(prompts, repeats)
+
+    def step(self, tokens):
+        self.steps += 1
+        if self.steps >= 2 and self.most > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.decoder.step(tokens)
+
+
 class TestMemory:
+    def test_the_last_row_of_a_batch_may_fit_by_itself(self, model, tokenizer, monkeypatch):
+        """What its neighbours held is still held when they have ended."""
+        want = run(model, tokenizer, G=2, max_new_tokens=[1, 1, 1, 1, 1, 9])
+        real = rollout.decoder_for
+        monkeypatch.setattr(rollout, "decoder_for", lambda *args, **kwargs: Grudging(real(*args, **kwargs)))
+        got = run(model, tokenizer, G=2, max_new_tokens=[1, 1, 1, 1, 1, 9])
+        assert tokens(got) == tokens(want) and len(got[2, 1].response_ids) == 9
+
     @pytest.mark.parametrize(("rows", "at"), [(2, None), (100, 7)])
     def test_smaller_batches_go_on_and_change_nothing(self, tokenizer, rows, at):
         want = run(make_model(), tokenizer, G=4)

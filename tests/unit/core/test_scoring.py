@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sequence_processing import GenerationConfig, PromptError, SequenceProcessor
+from sequence_processing import GenerationConfig, PromptError, SequenceProcessor, scoring
 from sequence_processing.distribution import Policy
 from sequence_processing.forwards import score_rows
 from sequence_processing.head import Head, find_head, product
@@ -307,7 +307,7 @@ class TestTokenBudget:
         pairs = [Pair([n] * 9, [1]) for n in range(7)]
         with caplog.at_level("WARNING"):
             assert len(in_order(score(CausalModel(model), pairs, Policy(), TokenBudget(1000)))) == 7
-        assert "Out of memory with 7 rows; going on with 3." in caplog.text
+        assert "Out of memory with 7 rows; going on with 35 tokens." in caplog.text
         OutOfMemoryOver(model, 0, at=2)
         model.forward.rows, model.forward.calls = 100, 0
         with pytest.raises(MemoryError, match="One sequence of 10 tokens does not fit"):
@@ -395,3 +395,47 @@ class TestScore:
             list(processor.score([("a", "b"), ([1] * 100, [1] * 29)]))
         with pytest.raises(PromptError, match="Pair 0: Token id 999 at position 0 of the response"):
             list(processor.score([("a", [999])]))
+
+
+class TestKernelBatches:
+    """With the kernels a batch is packed: a prompt that its responses share counts once."""
+
+    PAIRS = [Pair([n] * 30, [1 + g] * (3 + g)) for n in range(3) for g in range(4)] + [Pair([9] * 90, [4, 5])]
+
+    def batches(self, model, size, monkeypatch, most=10**9, on_failed=None):
+        """What was scored, in which batches, where more than `most` tokens at once do not fit."""
+        seen = []
+        real = scoring.teacher_force
+
+        def cramped(native, prompts, responses, policy):
+            seen.append((len(prompts), sum(map(len, {tuple(p) for p in prompts})) + sum(map(len, responses))))
+            if seen[-1][1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return real(native, prompts, responses, policy)
+
+        monkeypatch.setattr(scoring, "teacher_force", cramped)
+        scored = list(score(CausalModel(model), self.PAIRS, Policy(), size, on_failed=on_failed))
+        monkeypatch.setattr(scoring, "teacher_force", real)
+        return scored, seen
+
+    def test_budgets_of_rows_and_of_tokens(self, model, monkeypatch):
+        want = in_order(score(CausalModel(model), self.PAIRS, Policy(), 1))
+        for size in (1, 3, 100, TokenBudget(60), TokenBudget(100), TokenBudget(10_000)):
+            scored, seen = self.batches(model, size, monkeypatch)
+            assert all(
+                rows <= size if isinstance(size, int) else used <= size.tokens or rows == 1 for rows, used in seen
+            )
+            for ours, theirs in zip(in_order(scored), want, strict=True):
+                assert torch.equal(ours.logprobs, theirs.logprobs)
+        assert [rows for rows, _ in self.batches(model, TokenBudget(60), monkeypatch)[1]] == [1, 4, 4, 4]
+
+    @pytest.mark.parametrize("size", [100, TokenBudget(10_000), TokenBudget(95)])
+    def test_out_of_memory_fails_no_row_that_fits(self, model, monkeypatch, size):
+        scored, seen = self.batches(model, size, monkeypatch, most=92)
+        assert len(in_order(scored)) == len(self.PAIRS) and seen[-1][1] <= 92
+
+    def test_a_row_that_does_not_fit_is_the_one_that_fails(self, model, monkeypatch):
+        failed = []
+        scored, _ = self.batches(model, 100, monkeypatch, 91, lambda i, error: failed.append((i, str(error))))
+        assert [i for i, _ in failed] == [12] and "One sequence of 92 tokens" in failed[0][1]
+        assert sorted(i for part in scored for i, _ in part) == list(range(12))
