@@ -323,10 +323,11 @@ def other_voices():
 def limited(folder):
     """In a process of its own: everything that needs a limit, into `folder`."""
     torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MB)  # what is freed is given back, so that a limit counts what is used
+    found = {"voices": other_voices()}  # while the heap has no holes that would let the product pass
+    # Tensors get pages of their own, which go back at once: a limit then counts what is used, and no holes in a heap.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MB // 16)
     log = Log()
     logging.getLogger("sequence_processing").setLevel(logging.INFO)
-    found = {}
     for kind in ("gpt2", "qwen2"):
         model = make_model(kind, **SIZES)
         for job in (generated, scored):
@@ -334,7 +335,6 @@ def limited(folder):
             runs = {"fixed": shrinking(model, log, job), "auto": of_its_own_accord(model, log, job)}
             found[kind, job.__name__] = (want, runs)
     found["one"] = one_too_long(make_model("gpt2", **SIZES), log)
-    found["voices"] = other_voices()
     torch.save(found, folder / "found.pt")
 
 
