@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from transformers import Cache, DynamicCache
@@ -62,18 +62,15 @@ def decoder_for(
     `deterministic`: chosen as for the longest rows that the model can have, so that a row's decoder does not depend on
     the rows beside it. `head_dtype` as in `GenerationConfig`, where the kernels do not serve.
     """
-    name = type(model.base).__name__
     if (native := forward_for(model, longest, deterministic=deterministic)) is not None:
         return NativeDecoder(native)
     longest = model.context or longest if deterministic else longest
     head = head_for(model, head_dtype)
-    if not model.caches_attention:
-        log.info("%s has no attention cache to use: every token recomputes its row.", name)
-        return RecomputeDecoder(model, head)
-    if model.rope_change is not None and longest > model.rope_change:
-        log.info("Rows of %s may pass %d tokens: every token recomputes its row.", name, model.rope_change)
+    if (reason := model.recomputed(longest)) is not None:
+        log.info("%s: every token recomputes its row.", reason)
         return RecomputeDecoder(model, head)
     if (reason := refusal(model)) is not None:
+        name = type(model.base).__name__
         log.info("%s %s: new rows wait until the batch has ended, and its cache is copied at every step.", name, reason)
         return CacheDecoder(model, head)
     return SlotDecoder(model, head)
@@ -148,8 +145,7 @@ class RecomputeDecoder:
         parts = []
         for _, group in groupby(rows, key=len):
             ids = torch.tensor(list(group), device=self._model.device)
-            inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
-            accepted = {name: value for name, value in inputs.items() if name in self._model.accepts}
-            states, project = one_forward(self._model.module, self._head, accepted)
+            inputs = self._model.accepted(input_ids=ids, use_cache=False, logits_to_keep=1)
+            states, project = one_forward(self._model.module, self._head, inputs)
             parts.append(project(states[:, -1]))
         return torch.cat(parts)

@@ -36,6 +36,15 @@ class Measured:
     sampling_logprobs: torch.Tensor
     sampling_entropies: torch.Tensor
 
+    @property
+    def columns(self) -> tuple[torch.Tensor, ...]:
+        """The four, in the order of the fields."""
+        return self.logprobs, self.entropies, self.sampling_logprobs, self.sampling_entropies
+
+    def split(self, lengths: Sequence[int]) -> "list[Measured]":
+        """Of each of several sequences of these lengths, which stand one behind the other."""
+        return [Measured(*row) for row in zip(*(c.split(list(lengths)) for c in self.columns), strict=True)]
+
 
 def block_rows(vocab_size: int) -> int:
     """How many rows of logits one block holds."""
@@ -122,12 +131,7 @@ def sample(
 
 def join(parts: Sequence[Measured]) -> Measured:
     """Measurements of consecutive blocks as one."""
-    return Measured(
-        torch.cat([m.logprobs for m in parts]),
-        torch.cat([m.entropies for m in parts]),
-        torch.cat([m.sampling_logprobs for m in parts]),
-        torch.cat([m.sampling_entropies for m in parts]),
-    )
+    return Measured(*map(torch.cat, zip(*(m.columns for m in parts), strict=True)))
 
 
 def _kernels_for(logits: torch.Tensor) -> Kernels | None:

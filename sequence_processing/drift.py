@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from sequence_processing import distribution
 from sequence_processing.containers import Rollout
 from sequence_processing.distribution import Measured, Policy
+from sequence_processing.forwards import measured_of
 from sequence_processing.memory import free_bytes
 from sequence_processing.model import CausalModel
 from sequence_processing.shadow import shadow
@@ -140,13 +140,9 @@ def _forward(model: CausalModel, rollout: Rollout, count: int) -> Measured:
     """The measurements of the row's first `count` response tokens, from logits of their positions only."""
     # The last of them is predicted one token earlier, so it is not fed.
     ids = torch.tensor([[*rollout.prompt_ids, *rollout.response_ids[: count - 1]]], device=model.device)
-    options = {"use_cache": False, "logits_to_keep": count}
-    options = {name: value for name, value in options.items() if name in model.accepts}
-    logits = model.module(input_ids=ids, **options).logits[0, -count:]
-    tokens = torch.tensor(rollout.response_ids[:count], device=logits.device)
-    size = distribution.block_rows(logits.shape[-1])
-    blocks = zip(logits.split(size), tokens.split(size), strict=True)
-    return distribution.join([distribution.measure(z, block, Policy()) for z, block in blocks])
+    logits = model.module(**model.accepted(input_ids=ids, use_cache=False, logits_to_keep=count)).logits[:, -count:]
+    responses = [rollout.response_ids[:count]]
+    return measured_of(lambda z: z, logits, [0], responses, Policy(), logits.shape[-1])[0]
 
 
 def _widened(model: nn.Module) -> nn.Module:

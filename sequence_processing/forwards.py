@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sequence_processing.distribution import Measured, Policy
-from sequence_processing.head import Head, Project, measure, whole_rows
+from sequence_processing.head import Head, Project, measure
 from sequence_processing.model import CausalModel
 from sequence_processing.pairs import Pair
 
@@ -42,10 +42,7 @@ def measured_of(
     places = [start + j for start, response in zip(starts, responses, strict=True) for j in range(len(response))]
     tokens = torch.tensor([t for response in responses for t in response], dtype=torch.int64, device=states.device)
     picked = states[rows, torch.tensor(places, dtype=torch.int64)]
-    m = measure(project, picked, tokens, policy, vocab_size)
-    columns = (m.logprobs, m.entropies, m.sampling_logprobs, m.sampling_entropies)
-    lengths = [len(response) for response in responses]
-    return [Measured(*row) for row in zip(*(c.split(lengths) for c in columns), strict=True)]
+    return measure(project, picked, tokens, policy, vocab_size).split([len(response) for response in responses])
 
 
 def _states(
@@ -56,10 +53,10 @@ def _states(
     Where rotary frequencies change with a forward's length, a position counts as its prefix has it - which is how it
     was sampled - whatever stands to its right, its own response or a longer neighbour: hence a second forward.
     """
-    states, project = one_forward(forward, head, whole_rows(model, ids))
+    states, project = one_forward(forward, head, model.accepted(input_ids=ids, use_cache=False))
     if forwards_of(model, ids.shape[1]) == 1:
         return states, project
-    early, _ = one_forward(forward, head, whole_rows(model, ids[:, : model.rope_change]))
+    early, _ = one_forward(forward, head, model.accepted(input_ids=ids[:, : model.rope_change], use_cache=False))
     return torch.cat([early, states[:, model.rope_change :]], dim=1), project
 
 

@@ -10,7 +10,7 @@ from sequence_processing.config import HeadDtype
 from sequence_processing.distribution import Policy
 from sequence_processing.forwards import forwards_of, score_rows
 from sequence_processing.head import Head, find_head
-from sequence_processing.model import CausalModel
+from sequence_processing.model import CausalModel, does_not_fit, release
 from sequence_processing.pairs import (
     Pair,
     Scored,
@@ -18,8 +18,6 @@ from sequence_processing.pairs import (
     batches_of,
     halved,
     longest_first,
-    refused,
-    release,
     rows_of,
     width_of,
 )
@@ -59,7 +57,7 @@ def _alone(
         try:
             micro_batch = _with_graph(model, head, pairs, batch, policy)
         except Exception as error:
-            if (failed := refused(error, pairs, batch)) is not None:
+            if (failed := does_not_fit(error, len(batch), f"{pairs[batch[0]].length} tokens")) is not None:
                 raise failed from error
             size = halved(pairs, batch, size)
         else:

@@ -252,7 +252,7 @@ def find_head(model: CausalModel, dtype: HeadDtype = "auto") -> Head | None:
     with model.evaluating():
         ids = torch.arange(4, device=model.device)[None] % model.vocab_size
         try:
-            logits = model.module(**whole_rows(model, ids)).logits
+            logits = model.module(**model.accepted(input_ids=ids, use_cache=False)).logits
         finally:
             handle.remove()
         if len(calls) != 1 or not _repeats(module, *calls[0]):
@@ -265,11 +265,6 @@ def find_head(model: CausalModel, dtype: HeadDtype = "auto") -> Head | None:
                 log.warning("The head is no plain linear layer (%s): head_dtype does not apply.", type(module).__name__)
             return head
     return None
-
-
-def whole_rows(model: CausalModel, ids: torch.Tensor) -> dict[str, Any]:
-    """A forward's arguments for ids [rows, tokens] without a cache."""
-    return {"input_ids": ids, "use_cache": False} if "use_cache" in model.accepts else {"input_ids": ids}
 
 
 def _repeats(module: nn.Module, args: tuple[torch.Tensor, ...], product: torch.Tensor) -> bool:

@@ -220,7 +220,7 @@ def _explained(what: str, error: Exception) -> ModelError:
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(e, kinds) for e in chain)
 
-    if any(is_out_of_memory(e) for e in chain) or has(MemoryError):
+    if any(is_out_of_memory(e) for e in chain):
         return ModelError(f"The {what} does not fit in this machine's memory.", permanent=False)
     if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in chain):
         return ModelError(f"The {what} cannot be fetched: this machine's disk is full.", permanent=False)

@@ -102,7 +102,7 @@ def rows_for_generation(model: CausalModel, prompt_lens: Sequence[int], limits: 
     cost, samples = Cost.of(model), len(limits) // len(prompt_lens)
     prompt = max(prompt_lens)
     longest = min(prompt + max(limits), model.context or sys.maxsize)
-    recomputed = not model.caches_attention or (model.rope_change is not None and longest > model.rope_change)
+    recomputed = model.recomputed(longest) is not None
 
     def need(rows: int) -> int:
         if recomputed:  # every token passes its whole row through the model again

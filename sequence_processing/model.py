@@ -130,6 +130,19 @@ class CausalModel:
         bounds = [r["original_max_position_embeddings"] for r in each if r.get("rope_type") == "longrope"]
         return min(bounds, default=None)
 
+    def accepted(self, **inputs: Any) -> dict[str, Any]:
+        """Those of a forward's arguments that this model's takes."""
+        return {name: value for name, value in inputs.items() if name in self.accepts}
+
+    def recomputed(self, longest: int) -> str | None:
+        """Why rows of up to `longest` tokens cannot continue from a cache of their past; None if they can."""
+        name = type(self.base).__name__
+        if not self.caches_attention:
+            return f"{name} has no attention cache to use"
+        if self.rope_change is not None and longest > self.rope_change:
+            return f"Rows of {name} may pass {self.rope_change} tokens"
+        return None
+
     def eos_ids(self, tokenizer: Any) -> frozenset[int]:
         """Every id that ends a response: generation_config's, else the config's, else the tokenizer's."""
         sources = (getattr(self.base, "generation_config", None), self.text_config, tokenizer)
@@ -205,3 +218,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
+
+
+def does_not_fit(error: Exception, rows: int, what: str) -> MemoryError | None:
+    """What to raise of `what`, one sequence, if memory ran out for it alone; None if fewer than `rows` rows may fit.
+
+    Raises `error` if it is about something else, or if there was no row.
+    """
+    if not is_out_of_memory(error) or rows == 0:
+        raise error
+    if rows > 1:
+        return None
+    failed = MemoryError(
+        f"One sequence of {what} does not fit in memory; shorten it, or use a smaller type or a larger device."
+    )
+    failed.__cause__ = error.with_traceback(None)  # whose frames hold the memory that the next rows need
+    return failed
+
+
+def release() -> None:
+    """Give cached blocks back. Not from inside an exception's handler: it holds the failed step's tensors."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

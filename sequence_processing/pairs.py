@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias, TypeVar
 
-import torch
-
 from sequence_processing.distribution import Measured
-from sequence_processing.model import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -71,20 +68,6 @@ def batches_of(order: Sequence[T], length: Callable[[T], int], size: Size) -> It
         start += rows
 
 
-def refused(error: Exception, pairs: Sequence[Pair], held: Sequence[int]) -> MemoryError | None:
-    """Raises `error` unless memory ran out; for a row that had all of it to itself, the `MemoryError` to raise."""
-    if not is_out_of_memory(error) or not held:
-        raise error
-    if len(held) > 1:
-        return None
-    failed = MemoryError(
-        f"One sequence of {pairs[held[0]].length} tokens does not fit in memory; shorten it, or use a smaller type or "
-        "a larger device."
-    )
-    failed.__cause__ = error.with_traceback(None)  # whose frames hold the memory that the next rows need
-    return failed
-
-
 def halved(pairs: Sequence[Pair], held: Sequence[int], size: Size) -> Size:
     """Half of `size`, or of what these rows made use of it."""
     if isinstance(size, int):
@@ -94,9 +77,3 @@ def halved(pairs: Sequence[Pair], held: Sequence[int], size: Size) -> Size:
     tokens = min(size.tokens, sum(pairs[i].length for i in held)) // 2
     log.warning("Out of memory with %d rows; going on with %d tokens.", len(held), tokens)
     return TokenBudget(tokens)
-
-
-def release() -> None:
-    """Give cached blocks back. Not from inside an exception's handler: it holds the failed step's tensors."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

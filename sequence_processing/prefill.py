@@ -5,14 +5,13 @@ Prompts stand left-padded, so that the last column is every prompt's last token:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 
 from sequence_processing.config import HeadDtype
 from sequence_processing.forwards import one_forward
-from sequence_processing.head import Head, find_head
+from sequence_processing.head import Head, Project, find_head
 from sequence_processing.model import CausalModel
 
 
@@ -23,7 +22,13 @@ class Prefilled:
     cache: DynamicCache  # B rows; a layer with a window holds its last columns only
     mask: torch.Tensor  # int64 [B, longest prompt], 0 on the padding in front
     lengths: torch.Tensor  # int64 [B], tokens
-    logits: torch.Tensor  # [B, V], of the first new token
+    last: torch.Tensor  # [B, H], what predicts the first new token
+    project: Project  # what makes logits of it
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[B, V], of the first new token."""
+        return self.project(self.last)
 
 
 def prefill(model: CausalModel, head: Head | None, prompts: Sequence[Sequence[int]]) -> Prefilled:
@@ -34,7 +39,8 @@ def prefill(model: CausalModel, head: Head | None, prompts: Sequence[Sequence[in
     mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
     cache = DynamicCache(config=model.text_config)
     positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-    return Prefilled(cache, mask, lengths, next_logits(model, head, ids, mask, positions, cache))
+    last, project = _last(model, head, ids, mask, positions, cache)
+    return Prefilled(cache, mask, lengths, last.clone(), project)  # a view would hold all that stands before it
 
 
 def head_for(model: CausalModel, dtype: HeadDtype) -> Head | None:
@@ -57,14 +63,26 @@ def next_logits(
 
     `mask` int64 [B, columns of the cache with the new tokens], 0 on the columns that a row must not see.
     """
-    inputs: dict[str, Any] = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": positions,
-        "past_key_values": cache,
-        "use_cache": True,
-        "logits_to_keep": 1,
-    }
-    accepted = {name: value for name, value in inputs.items() if name in model.accepts}
-    states, project = one_forward(model.module, head, accepted)
-    return project(states[:, -1])
+    last, project = _last(model, head, ids, mask, positions, cache)
+    return project(last)
+
+
+def _last(
+    model: CausalModel,
+    head: Head | None,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Cache,
+) -> tuple[torch.Tensor, Project]:
+    """What stands behind the last of `ids` [B, H], and what makes logits of it."""
+    inputs = model.accepted(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    states, project = one_forward(model.module, head, inputs)
+    return states[:, -1], project

@@ -128,8 +128,7 @@ class SequenceProcessor:
             measured = in_order(scored for scored, _ in parts)
         else:
             options = (self.config.head_dtype, None, self.config.deterministic)
-            scored = scoring.score(model, pairs, self._policy(), batch_size, *options)
-            measured = in_order(scored)
+            measured = in_order(scoring.score(model, pairs, self._policy(), batch_size, *options))
         results = results_of(measured, [len(group) for group in sequences.gen_lens], with_grad)
         results.old_logprobs = None if sequences.sampling_pass is None else sequences.sampling_pass.logprobs
         return results

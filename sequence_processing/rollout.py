@@ -21,7 +21,7 @@ from sequence_processing.config import HeadDtype
 from sequence_processing.containers import Rollout
 from sequence_processing.decode import decoder_for
 from sequence_processing.distribution import Policy
-from sequence_processing.model import CausalModel, is_out_of_memory
+from sequence_processing.model import CausalModel, does_not_fit, release
 from sequence_processing.noise import row_key
 from sequence_processing.stops import StopStrings, StopWatch
 
@@ -117,7 +117,7 @@ class Engine:
                 try:
                     step = batch.advance()  # nothing of the caller's runs in here: what that raises is not ours
                 except Exception as error:
-                    failed = _refuse_unless_smaller_helps(error, batch)
+                    failed = batch.does_not_fit(error)
                     break
                 if on_step is not None:
                     on_step(step.new_tokens, step.live)
@@ -127,8 +127,7 @@ class Engine:
             # Outside the handler, so that the failed step's tensors are free by now.
             unfinished = batch.rows
             del batch
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release()
             if failed is None:
                 size = self._put_back(unfinished, waiting)
             elif on_failed is None:
@@ -151,7 +150,7 @@ class Engine:
         keys = [0 if row is None else row.key for row in rows]
         positions = [0 if row is None else len(row.response_ids) for row in rows]
         tokens, m = distribution.sample(logits, keys, positions, self.policy)
-        values = torch.stack([m.logprobs, m.entropies, m.sampling_logprobs, m.sampling_entropies], dim=1).tolist()
+        values = torch.stack(m.columns, dim=1).tolist()
         for row, token, four in zip(rows, tokens.tolist(), values, strict=True):
             if row is None:
                 continue
@@ -225,21 +224,26 @@ class _Batch:
                 self._tokens = self._engine.draw(self._slots, self._decoder.step(self._tokens))
             self._refill()
         new_tokens = _newly_reported(self.rows)
+        # A row is in flight or ended and never neither, should one of them fail to end: the slots change afterwards.
         ended = {
             i: rollout
             for i, row in enumerate(self._slots)
             if row is not None and (rollout := self._engine.end(row)) is not None
         }
-        # Nothing can fail any more: a row is in flight or ended, and never neither.
         self._slots = [None if i in ended else row for i, row in enumerate(self._slots)]
-        live = len(self.rows)
-        return Step(new_tokens, live, list(ended.values()))
+        return Step(new_tokens, len(self.rows), list(ended.values()))
+
+    def does_not_fit(self, error: Exception) -> MemoryError | None:
+        """`model.does_not_fit` of these rows: those that have ended may still hold memory."""
+        row = self.rows[0] if self.rows else None
+        what = f"{len(row.prompt_ids)} prompt tokens and up to {row.limit} new ones" if row is not None else ""
+        return does_not_fit(error, self.most if row is not None else 0, what)
 
     def _drop(self) -> None:
-        """Rows that have ended leave the decoder."""
+        """Rows that have ended leave the decoder, at once or when it is worth a copy of its cache."""
         live = [i for i, row in enumerate(self._slots) if row is not None]
-        cheap = self._decoder.refills or len(live) < _DROP_BELOW * len(self._slots)  # no live ones included
-        if len(live) < len(self._slots) and cheap:
+        worth_it = self._decoder.refills or len(live) < _DROP_BELOW * len(self._slots)
+        if len(live) < len(self._slots) and worth_it:
             kept = torch.tensor(live, dtype=torch.int64, device=self._tokens.device)
             self._decoder.keep(kept)
             self._tokens, self._slots = self._tokens[kept], [self._slots[i] for i in live]
@@ -273,21 +277,6 @@ class _Batch:
                 new = new[: len(new) - apart]
         few = len(new) < min(len(self._waiting), self._size * _REFILL)
         return [] if self._slots and few else new
-
-
-def _refuse_unless_smaller_helps(error: Exception, batch: _Batch) -> MemoryError | None:
-    """Raises `error` if it is not about memory; for a row that had all of it to itself, the `MemoryError` to raise."""
-    if not is_out_of_memory(error) or not batch.rows:
-        raise error
-    if batch.most > 1:
-        return None
-    row = batch.rows[0]
-    failed = MemoryError(
-        f"One sequence of {len(row.prompt_ids)} prompt tokens and up to {row.limit} new ones does not fit in memory; "
-        "shorten it, or use a smaller type or a larger device."
-    )
-    failed.__cause__ = error.with_traceback(None)  # whose frames hold the memory that the next rows need
-    return failed
 
 
 def _newly_reported(rows: Sequence[Row]) -> int:

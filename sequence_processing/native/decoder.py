@@ -26,7 +26,7 @@ class NativeDecoder:
 
     def add(self, prompts: Sequence[Sequence[int]], repeats: Sequence[int]) -> torch.Tensor:
         taken = [self._pages.take_prompt(ids) for ids in prompts]
-        tokens = prompt_tokens(prompts, [t.known for t in taken], tables_of([t.pages for t in taken]))
+        tokens = tokens_of(prompts, tables_of([t.pages for t in taken]), known=[t.known for t in taken])
         lasts = np.cumsum([len(ids) - t.known for ids, t in zip(prompts, taken, strict=True)]) - 1
         logits = self._forward.logits(self._forward.hidden(tokens, self._pages.store, lasts))
         for prompt, count in zip(taken, repeats, strict=True):
@@ -65,14 +65,25 @@ class NativeDecoder:
         self._tables[row, place] = page
 
 
-def prompt_tokens(prompts: Sequence[Sequence[int]], known: Sequence[int], tables: np.ndarray) -> Tokens:
-    """All tokens of the prompts but their `known` first ones; prompt i is row i of `tables`."""
-    lengths = np.array([len(ids) for ids in prompts])
-    own = [np.arange(k + 1, n + 1) for n, k in zip(lengths, known, strict=True)]
+def tokens_of(
+    rows: Sequence[Sequence[int]],
+    tables: np.ndarray,
+    *,
+    known: Sequence[int] | None = None,
+    prefix: Sequence[int] | np.ndarray | None = None,
+    first: int = 0,
+) -> Tokens:
+    """All tokens of the rows but their `known` first ones, each row behind `prefix` keys: none and 0 by default.
+
+    Row i is row first + i of `tables`.
+    """
+    starts, before = (given if given is not None else [0] * len(rows) for given in (known, prefix))
+    counts = [len(ids) - start for ids, start in zip(rows, starts, strict=True)]
+    own = [np.arange(start + 1, len(ids) + 1) for ids, start in zip(rows, starts, strict=True)]
     return Tokens(
-        ids=np.concatenate([np.asarray(ids[k:], dtype=np.int64) for ids, k in zip(prompts, known, strict=True)]),
-        sequences=np.repeat(np.arange(len(prompts)), lengths - np.asarray(known)),
-        prefix=np.zeros(int((lengths - np.asarray(known)).sum()), dtype=np.int64),
+        ids=np.array([token for ids, start in zip(rows, starts, strict=True) for token in ids[start:]], dtype=np.int64),
+        sequences=np.repeat(np.arange(first, first + len(rows)), counts),
+        prefix=np.repeat(np.asarray(before, dtype=np.int64), counts),
         own=np.concatenate(own).astype(np.int64),
         tables=tables,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sequence_processing.model import CausalModel
-from sequence_processing.native.decoder import prompt_tokens, tables_of
+from sequence_processing.native.decoder import tables_of, tokens_of
 from sequence_processing.native.forward import Forward
 from sequence_processing.native.ops import kernels
 from sequence_processing.native.pages import Pages
@@ -53,11 +53,10 @@ def _probe(model: CausalModel, forward: Forward) -> bool | None:
     ids = (np.arange(_PROBE) % model.vocab_size).tolist()
     pages = Pages(forward.weights)
     prompt = pages.take_prompt(ids)
-    tokens = prompt_tokens([ids], [0], tables_of([prompt.pages]))
+    tokens = tokens_of([ids], tables_of([prompt.pages]))
     with model.evaluating():
         ours = forward.logits(forward.hidden(tokens, pages.store, np.arange(_PROBE)))
-        inputs = {"use_cache": False} if "use_cache" in model.accepts else {}
-        theirs = model.module(input_ids=torch.tensor([ids]), **inputs).logits[0].float()
+        theirs = model.module(**model.accepted(input_ids=torch.tensor([ids]), use_cache=False)).logits[0].float()
     if not torch.isfinite(theirs).all():
         return None
     apart = float((ours - theirs).abs().max()) / max(float(theirs.max() - theirs.min()), 1e-3)

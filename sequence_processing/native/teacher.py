@@ -11,7 +11,7 @@ import torch
 
 from sequence_processing import distribution
 from sequence_processing.distribution import Measured, Policy
-from sequence_processing.native.decoder import prompt_tokens, tables_of
+from sequence_processing.native.decoder import tables_of, tokens_of
 from sequence_processing.native.forward import Forward
 from sequence_processing.native.ops import PAGE, Tokens
 from sequence_processing.native.pages import Pages
@@ -28,12 +28,14 @@ def teacher_force(
     which = np.array([places.setdefault(tuple(ids), len(places)) for ids in prompts])
     distinct = list(places)
     taken = [pages.take_prompt(ids) for ids in distinct]
-    own = [pages.take(-(-max(len(ids) - 1, 0) // PAGE)) for ids in responses]
+    fed = [ids[:-1] for ids in responses]  # a response's last token predicts nothing
+    own = [pages.take(-(-len(ids) // PAGE)) for ids in fed]
     tables = tables_of([t.pages for t in taken] + [taken[p].pages + o for p, o in zip(which, own, strict=True)])
     known = [t.known for t in taken]
     lengths = np.array([len(ids) for ids in distinct])
     tokens = _joined(
-        prompt_tokens(distinct, known, tables), _response_tokens(responses, lengths[which], len(distinct), tables)
+        tokens_of(distinct, tables, known=known),
+        tokens_of(fed, tables, prefix=lengths[which], first=len(distinct)),
     )
     # A response's first token is predicted by its prompt's last, which comes once for all of them.
     lasts = np.cumsum(lengths - np.array(known)) - 1
@@ -46,24 +48,7 @@ def teacher_force(
         distribution.measure(forward.logits(hidden[rows[start : start + size]]), targets[start : start + size], policy)
         for start in range(0, max(len(rows), 1), size)
     ]
-    joined = distribution.join(parts)
-    columns = (joined.logprobs, joined.entropies, joined.sampling_logprobs, joined.sampling_entropies)
-    counts = [len(ids) for ids in responses]
-    return [Measured(*row) for row in zip(*(c.split(counts) for c in columns), strict=True)]
-
-
-def _response_tokens(
-    responses: Sequence[Sequence[int]], prefix: np.ndarray, first_row: int, tables: np.ndarray
-) -> Tokens:
-    """All tokens of the responses but their last ones, which predict nothing; response i is row first_row + i."""
-    counts = np.array([max(len(ids) - 1, 0) for ids in responses], dtype=np.int64)
-    return Tokens(
-        ids=np.array([t for ids in responses for t in ids[:-1]], dtype=np.int64),
-        sequences=np.repeat(np.arange(len(responses)) + first_row, counts),
-        prefix=np.repeat(prefix, counts),
-        own=np.concatenate([np.arange(1, n + 1) for n in counts]).astype(np.int64),
-        tables=tables,
-    )
+    return distribution.join(parts).split([len(ids) for ids in responses])
 
 
 def _joined(first: Tokens, second: Tokens) -> Tokens:
