@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
+from pydantic import SecretStr
+
 from jobs.child import ChildWorker
 from jobs.errors import ResultsError, SpecError, StoreError, UsageError
 from jobs.logs import job_log
@@ -301,5 +303,7 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(_text, value))
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     return str(value.expanduser().resolve()) if hasattr(value, "expanduser") else str(value)

@@ -47,6 +47,7 @@ class Job:
     created_at: float
     started_at: float | None
     ended_at: float | None
+    ttl: float | None  # seconds that gc keeps the job after its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class Worker:
     job_id: str | None
     shard: int | None
     tokens_per_second: float | None
+    memory_used: int | None  # bytes of its device, by whomever
+    memory_total: int | None
     beat: int
     started_at: float
     seen_at: float

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.errors import UsageError
@@ -24,18 +24,37 @@ class Settings(BaseSettings):
         description="Folder of the embedded database, results and logs",
     )
     database_url: str = Field("", description="SQLAlchemy URL; default: SQLite file `seqproc.db` in the home")
+    redis_url: str = Field(
+        "", description="Redis that carries rings to workers; default: none, workers look by themselves"
+    )
     results_dir: Path | None = Field(None, description="Results root; default: `results` in the home")
     data_dir: Path | None = Field(None, description="Folder with offline datasets (`gsm8k/{train,test}.jsonl`)")
     trusted_models: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Models, by name and comma-separated, that may run their own code (`trust_remote_code`)"
+    )
+    model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Folders, comma-separated, that local models and adapters must lie in; default: any"
     )
     lease_seconds: float = Field(30.0, gt=0, description="A shard whose heartbeat stands still this long is taken back")
     heartbeat_seconds: float = Field(1.0, gt=0, description="Seconds between heartbeats; a cancel is seen within one")
     poll_seconds: float = Field(1.0, gt=0, description="Seconds between looks of an idle worker at the database")
     max_failures: int = Field(3, ge=1, description="A shard that failed this often stays failed")
     age_limit_seconds: float = Field(600.0, gt=0, description="A job not served for this long goes first")
+    watchdog_seconds: float = Field(
+        600.0, gt=0, description="A worker without progress for this long writes down its stacks and leaves"
+    )
+    metrics_port: int = Field(
+        0, ge=0, lt=65536, description="Port of a worker's Prometheus metrics on loopback; 0: none"
+    )
+    token: SecretStr | None = Field(
+        None, description="Secret that the web server asks for on any other address than loopback"
+    )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Hosts, comma-separated, that may be told of a job's end; default: none"
+    )
+    webhook_secret: SecretStr | None = Field(None, description="Key of the signature on what they are told")
 
-    @field_validator("trusted_models", mode="before")
+    @field_validator("trusted_models", "model_roots", "webhook_hosts", mode="before")
     @classmethod
     def _commas(cls, value: object) -> object:
         return tuple(filter(None, (name.strip() for name in value.split(",")))) if isinstance(value, str) else value

@@ -125,6 +125,10 @@ class JobSpec(BaseModel):
     priority: int = Field(0, ge=-1000, le=1000, description="higher goes first")
     queue: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="which workers may take it")
     shard_size: int = Field(16, ge=1, le=100_000, description="prompts per shard, the unit of work and of commit")
+    ttl: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="days to keep the job after its end; gc deletes it then"
+    )
+    webhook: str | None = Field(None, max_length=2000, description="https address to tell of the job's end")
     idempotency_key: str | None = Field(None, min_length=1, max_length=255, description="submit once under this key")
 
     @field_validator("prompts", mode="before")
@@ -234,7 +238,7 @@ class JobSpec(BaseModel):
 
     def digest(self) -> str:
         """sha256 of what decides the sequences and where they go: everything but the way the prompts came in."""
-        data = self.model_dump(mode="json", exclude={"prompts", "file", "idempotency_key"})
+        data = self.model_dump(mode="json", exclude={"prompts", "file", "idempotency_key", "ttl", "webhook"})
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

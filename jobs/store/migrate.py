@@ -112,7 +112,7 @@ def _migrate_postgresql(db: Database) -> str | None:
         return have
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, revision: str = "head") -> None:
     # Alembic takes a tenth of a second to import, and only a migration needs it.
     from alembic import command
     from alembic.config import Config
@@ -120,4 +120,4 @@ def _upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", "jobs:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

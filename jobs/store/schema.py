@@ -31,7 +31,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISION = "0001"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
+REVISION = "0002"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
 
 
 class Words(TypeDecorator[str]):
@@ -121,6 +121,7 @@ jobs = Table(
     Column("ended_at", Double),
     Column("waiting_since", Double, nullable=False),  # created, last served or retried: what ages
     Column("deleted_at", Double),
+    Column("ttl", Double),  # seconds to keep the job after its end; null: for ever
     CheckConstraint(
         "(ended_at IS NULL) = (state IN ('queued', 'running', 'cancelling'))",
         name="ended",
@@ -146,6 +147,12 @@ jobs = Table(
         "id",
         sqlite_where=text("manifest_revision < revision"),
         postgresql_where=text("manifest_revision < revision"),
+    ),
+    Index(
+        "jobs_ttl",
+        "ended_at",
+        sqlite_where=text("ttl IS NOT NULL"),
+        postgresql_where=text("ttl IS NOT NULL"),
     ),
 )
 
@@ -232,7 +239,28 @@ workers = Table(
     Column("job_id", Text),
     Column("shard", Integer),
     Column("tokens_per_second", Double),
+    Column("memory_used", BigInteger),  # bytes of the device, by whomever
+    Column("memory_total", BigInteger),
     Column("beat", BigInteger, nullable=False, default=0),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+)
+
+webhooks = Table(  # one row an end of a job that asked to be told of it; deleted with the job
+    "webhooks",
+    metadata,
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),  # the job's, when it ended
+    Column("url", Words, nullable=False),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("next_try_at", Double),  # null once it is delivered or given up
+    Column("delivered_at", Double),
+    Column("error", Words),  # of the last try
+    Column("created_at", Double, nullable=False),
+    Index(
+        "webhooks_due",
+        "next_try_at",
+        sqlite_where=text("next_try_at IS NOT NULL"),
+        postgresql_where=text("next_try_at IS NOT NULL"),
+    ),
 )

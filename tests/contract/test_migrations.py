@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,22 @@ from jobs.store.schema import REVISION, metadata
 from tests.contract.helpers import run_out, submit
 from tests.contract.processes import open_together
 
+A_JOB_OF_0001 = """
+    INSERT INTO jobs (
+        id, owner, kind, model, queue, priority, spec, spec_digest, snapshot_digest, state, sealed, num_prompts,
+        num_sequences, num_shards, pending_shards, running_shards, done_shards, failed_shards, cancelled_shards,
+        done_sequences, done_tokens, prompt_errors, revision, manifest_revision, created_at, waiting_since
+    ) VALUES (
+        'old', 'ada', 'generate', 'org/model', 'default', 0, :spec, '', '', 'queued', :no, 0,
+        0, 0, 0, 0, 0, 0, 0,
+        0, 0, 0, 0, -1, 5.0, 5.0
+    )
+"""
+
 
 def test_the_first_migration(fresh: Settings) -> None:
-    assert "from schema (none) to 0001" in Store.migrate(fresh)
-    assert "already has schema 0001" in Store.migrate(fresh)
+    assert f"from schema (none) to {REVISION}" in Store.migrate(fresh)
+    assert f"already has schema {REVISION}" in Store.migrate(fresh)
     store = Store.open(fresh, migrate=False)
     assert store.schema_version() == (REVISION, REVISION)
     assert len(store.store_id) == 36
@@ -71,7 +85,7 @@ def test_a_newer_schema_is_refused(store: Store, settings: Settings) -> None:
     with store.db.transaction() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
     for attempt in (Store.open, Store.migrate):
-        with pytest.raises(StoreError, match=r"schema 0999, newer than 0001.*upgrade sequence-processor"):
+        with pytest.raises(StoreError, match=rf"schema 0999, newer than {REVISION}.*upgrade sequence-processor"):
             attempt(settings)
     assert store.schema_version() == ("0999", REVISION)
 
@@ -86,30 +100,30 @@ def test_a_schema_that_is_not_there_is_named(fresh: Settings, dialect: str) -> N
             Store.open(fresh)
 
 
-def test_an_older_schema(settings: Settings, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0001 with jobs in it, opened by a version that speaks 0002."""
-    store = Store.open(settings)
-    job = submit(store, 2)
-    store.close()
-    monkeypatch.setattr(migrate, "REVISION", "0002")
-    monkeypatch.setattr(migrate, "_upgrade", _to_0002)
+def test_an_older_schema(fresh: Settings, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0001 with a job in it, opened by a version that speaks a newer one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "REVISION", "0001")
+        patch.setattr(migrate, "_upgrade", partial(migrate._upgrade, revision="0001"))
+        Store.migrate(fresh)
+    db = Database(fresh.database)
+    with db.transaction() as connection:
+        connection.execute(text(A_JOB_OF_0001), {"spec": json.dumps({"labels": {}}), "no": False})
+    db.close()
     if dialect == "postgresql":
-        with pytest.raises(StoreError, match="has schema 0001, and this version needs 0002; run `seqproc db upgrade`"):
-            Store.open(settings)
-        Store.migrate(settings)
-    store = Store.open(settings)
-    assert store.schema_version()[0] == "0002"
-    assert store.job(job.id) == job
+        with pytest.raises(StoreError, match=f"has schema 0001, and this version needs {REVISION}; run `seqproc db up"):
+            Store.open(fresh)
+        Store.migrate(fresh)
+    store = Store.open(fresh)
+    assert store.schema_version()[0] == REVISION
+    old = store.job("old")
+    assert (old.owner, old.num_shards, old.created_at, old.ttl) == ("ada", 0, 5.0, None)
+    store.close()
     if dialect == "sqlite":
-        copy = sqlite3.connect(settings.home / "seqproc.db.schema-0001")
-        assert copy.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
+        copy = sqlite3.connect(fresh.home / "seqproc.db.schema-0001")
+        assert copy.execute("SELECT id FROM jobs").fetchall() == [("old",)]
         assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
         copy.close()
-
-
-def _to_0002(connection: Any) -> None:
-    connection.execute(text("ALTER TABLE jobs ADD COLUMN colour TEXT"))
-    connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
 
 
 def test_a_migration_that_fails_leaves_the_old_schema(fresh: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
