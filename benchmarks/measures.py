@@ -59,7 +59,7 @@ def prepare(model: str, cache: Path, quick: bool) -> Case:
     published = all(len(gsm8k[split]) == rows for split, rows in _GSM8K_ROWS.items())
     questions = [example.question for example in gsm8k["test"]]
     if model == _PACKAGED:
-        tokenizer = _load(model)[1]
+        tokenizer = load(model)[1]
         # It was trained to write "</answer>"; a string that it cannot write keeps the watch and the forced lengths.
         case = Case(model, w1(questions, lambda text: tokenizer(text)["input_ids"]), published, "§</answer>")
     else:
@@ -78,14 +78,14 @@ def ceilings(quick: bool) -> dict[str, Any]:
 
 def shape(case: Case) -> dict[str, Any]:
     """The model's `limits.Shape`, and its dtype."""
-    model, _ = _load(case.name)
+    model, _ = load(case.name)
     return {"shape": limits.Shape.of(model.config, model.dtype.itemsize), "dtype": str(model.dtype)[6:]}
 
 
 def usual_pattern(case: Case, runs: int) -> dict[str, Any]:
     """Both passes of the usual pattern on 32 rows, `tf_batch_size` 8. Medians of seconds."""
-    model, _ = _load(case.name)
-    usual.run(model, _warm(case.workload), seed=0)
+    model, _ = load(case.name)
+    usual.run(model, warm(case.workload), seed=0)
     halves: list[tuple[float, float]] = []
 
     def run(number: int) -> None:
@@ -105,10 +105,10 @@ def usual_pattern(case: Case, runs: int) -> dict[str, Any]:
 
 def generate(case: Case, runs: int, ways: tuple[str, ...]) -> dict[str, Any]:
     """Generation with the four quantities through the public API, `ways` of `WAYS` in turns."""
-    model, tokenizer = _load(case.name)
-    variants = {way: _generation(way, model, tokenizer, case) for way in ways}
+    model, tokenizer = load(case.name)
+    variants = {way: generation(way, model, tokenizer, case) for way in ways}
     for run in variants.values():
-        run(_warm(case.workload), 0)
+        run(warm(case.workload), 0)
     machine.reset_peak()
     timings = machine.timed({way: lambda n, f=f: f(case.workload, 100 + n) for way, f in variants.items()}, runs)
     return {"ways": timings, "peak_gib": machine.peak_gib()}
@@ -116,10 +116,10 @@ def generate(case: Case, runs: int, ways: tuple[str, ...]) -> dict[str, Any]:
 
 def teacher_forcing(case: Case, runs: int) -> dict[str, Any]:
     """The four quantities of given responses (random tokens) through the public API, without gradient."""
-    model, tokenizer = _load(case.name)
+    model, tokenizer = load(case.name)
     processor = SequenceProcessor(model, tokenizer, GenerationConfig())
     sequences = given(case.workload, model.config.vocab_size)
-    processor.teacher_force_logprobs(given(_warm(case.workload), model.config.vocab_size))
+    processor.teacher_force_logprobs(given(warm(case.workload), model.config.vocab_size))
 
     def run(_number: int) -> None:
         check_results(processor.teacher_force_logprobs(sequences), case.workload)
@@ -183,13 +183,13 @@ _HEADS: dict[str, Callable[[Any, Any, BatchedSequences], None]] = {"body": _body
 
 def _shallow(name: str) -> tuple[Any, Any]:
     """The model with its first few layers only, and its tokenizer."""
-    model, tokenizer = _load(name)
+    model, tokenizer = load(name)
     model.model.layers = model.model.layers[:_HEAD_LAYERS]
     model.config.num_hidden_layers = len(model.model.layers)
     return model, tokenizer
 
 
-def _generation(way: str, model: Any, tokenizer: Any, case: Case) -> Callable[[Workload, int], None]:
+def generation(way: str, model: Any, tokenizer: Any, case: Case) -> Callable[[Workload, int], None]:
     """One call of the public API with text stops and draws by name, checked; as a function of workload and seed."""
     config = GenerationConfig(
         max_new_tokens=LONGEST,
@@ -216,10 +216,12 @@ def without_measurements() -> AbstractContextManager[Any]:
     return patch.object(distribution, "sample", partial(distribution.sample, measured=False))
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def load(name: str) -> tuple[Any, Any]:
+    """Model and tokenizer on the CPU."""
     transformers_logging.disable_progress_bar()
     return load_model(name, device="cpu")
 
 
-def _warm(workload: Workload) -> Workload:
+def warm(workload: Workload) -> Workload:
+    """A part of it, to be run before what counts."""
     return workload.cut(_WARM_PROMPTS, _WARM_TOKENS)

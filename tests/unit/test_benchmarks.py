@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import core, gpu, limits, measures, models, sequences, usual
+from benchmarks import core, gpu, limits, measures, models, profile, sequences, usual
 from benchmarks.sequences import Wrong
 from benchmarks.workload import TEMPLATE, Workload, response_lengths, w1
 from sequence_processing import SequenceProcessor, distribution
+from sequence_processing.native.ops import Kernels
 
 SMALL = Workload(prompts=[[5, 6, 7, 8, 9], [5, 6, 11]], lengths=[[3, 1], [2, 4]])
 
@@ -62,7 +63,7 @@ def test_the_digest_names_prompts_and_lengths():
 
 def test_the_usual_pattern_measures_what_the_processor_measures(tiny: measures.Case):
     """Two independent ways to the same numbers: padded full logits, and the chunked head over true lengths."""
-    model, tokenizer = measures._load(tiny.name)
+    model, tokenizer = measures.load(tiny.name)
     model = model.float()
     given = sequences.given(SMALL, 100)
     pairs = [
@@ -80,7 +81,7 @@ def test_the_usual_pattern_measures_what_the_processor_measures(tiny: measures.C
 
 
 def test_the_usual_pattern_generates_the_forced_lengths(tiny: measures.Case):
-    model, _ = measures._load(tiny.name)
+    model, _ = measures.load(tiny.name)
     rows, generating, measuring = usual.run(model, SMALL, seed=0, gen_rows=2, tf_rows=3)
     assert [len(row.response_ids) for row in rows] == SMALL.flat_lengths
     assert [row.prompt_ids for row in rows] == [p for p in SMALL.prompts for _ in range(SMALL.G)]
@@ -150,6 +151,20 @@ def test_every_measurement_works(tiny: measures.Case):
         for trained in (True, False):
             measured = measures.head_memory(tiny, way, trained, tokens=64)
             assert measured["peak_gib"] >= measured["before_gib"] > 0
+
+
+def test_the_profile_counts_every_kernel_and_leaves_them_as_they_were(tiny: measures.Case):
+    before = (Kernels.linear, Kernels.sample_rows)
+    found = profile.profile(tiny)
+    layers, steps, passes = 4, max(tiny.workload.flat_lengths) - 1, found["calls"]["head"]
+    assert found["calls"]["decode steps"] == steps
+    assert passes == steps + found["calls"]["prefill"]
+    assert found["calls"]["attention"] == layers * passes
+    assert found["calls"]["linear"] == 7 * layers * passes
+    assert found["calls"]["sample_rows"] == found["calls"]["draws"] == passes
+    inside = sum(s for name, s in found["seconds"].items() if name not in ("decode steps", "prefill", "draws"))
+    assert 0 < inside < found["total"]
+    assert (Kernels.linear, Kernels.sample_rows) == before
 
 
 def test_the_table_and_the_json_of_a_run(
