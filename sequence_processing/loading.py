@@ -126,6 +126,12 @@ def model_identity(
     return identity
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of this machine that `name` stands for; None for a packaged model or a hub id. Raises `ModelError`."""
+    where = _source(name)
+    return where if isinstance(where, Path) and where.parent != _PACKAGED else None
+
+
 def _source(name: str) -> Path | str:
     """A folder if `name` is packaged or looks like a path, else a hub id; `ModelError` if the folder is not there."""
     packaged = _PACKAGED / name
