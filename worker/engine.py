@@ -154,6 +154,11 @@ class CoreEngine:
             if folder is not None and (why := outside_roots(folder, self._roots)) is not None:
                 raise WorkerFault(why)
 
+    def _may_run_code(self, spec: JobSpec) -> bool:
+        """The operator trusts what a model's owner publishes; a revision may be anyone's pull request."""
+        named = spec.model if spec.revision is None else f"{spec.model}@{spec.revision}"
+        return named in self._trusted
+
     def _load(self, spec: JobSpec, key: _Adapted) -> None:
         """Bring the model of `key` into memory; its base is read only if it is not there. Raises ModelError."""
         from sequence_processing import load_model
@@ -162,7 +167,7 @@ class CoreEngine:
         options: dict[str, Any] = {
             "revision": spec.revision,
             "dtype": None if spec.dtype == "auto" else spec.dtype,
-            "trust_remote_code": spec.model in self._trusted,
+            "trust_remote_code": self._may_run_code(spec),
         }
         self._key = self._model = None
         if key.merged or key.base != self._base_key:
