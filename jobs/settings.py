@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     results_dir: Path | None = Field(None, description="Results root; default: `results` in the home")
     data_dir: Path | None = Field(None, description="Folder with offline datasets (`gsm8k/{train,test}.jsonl`)")
     trusted_models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Models, by name and comma-separated, that may run their own code (`trust_remote_code`)"
+        (), description="Models, `name` or `name@revision`, comma-separated, that may run their own code"
     )
     model_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Folders, comma-separated, that local models and adapters must lie in; default: any"

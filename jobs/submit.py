@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from jobs.errors import JobNotFound, StoreError
 from jobs.files import flush, make_folder, write_json, writing
+from jobs.model_roots import check_roots
 from jobs.paths import JobPaths, new_job_id
 from jobs.prompts import PromptSource
 from jobs.records import Job, NewJob
@@ -61,6 +62,7 @@ def plan(
     Arguments and exceptions as of `submit`.
     """
     spec = spec.resolve()
+    check_roots(spec, settings.model_roots)
     source = PromptSource(spec, prompts=prompts, stdin=stdin)
     with tempfile.TemporaryDirectory(prefix="seqproc-") as folder:
         snapshot = _take_snapshot(JobPaths(Path(folder), "plan"), spec, source, progress)
@@ -103,6 +105,7 @@ def submit(
         StoreError: the database cannot be reached.
     """
     spec = spec.resolve()
+    check_roots(spec, settings.model_roots)
     source = PromptSource(spec, prompts=prompts, stdin=stdin)
     check_root(store, settings.results)
     paths = JobPaths(settings.results, new_job_id())

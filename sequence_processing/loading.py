@@ -1,4 +1,4 @@
-"""Models by name: a packaged one, a local folder, or a hub id. Weights are safetensors only.
+"""Models by name: a packaged one, a local folder, or a hub id. Weights are safetensors only, and the model's own.
 
 Every failure is a `ModelError` that says whose fault it is: `permanent` if nothing will help on any machine, not
 permanent if this machine lacks something (network, disk, memory, the folder). `model_identity` says what a model
@@ -8,6 +8,7 @@ permanent if this machine lacks something (network, disk, memory, the folder). `
 import errno
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file, find_adapter_config_file
 
 from sequence_processing.model import is_out_of_memory
 
@@ -32,6 +34,7 @@ _PACKAGED = Path(__file__).parent / "models"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _MODEL_FILES = ("*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_SAFE_FILE = re.compile(r"[^/\\]+\.safetensors(\.index\.json)?")
 
 
 class ModelError(RuntimeError):
@@ -66,6 +69,7 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(where, **options)
         _check_causal(name, config)
+        _check_weights(name, where, config, revision)
         torch_dtype = "auto" if dtype is None else _DTYPES[dtype]
         model = AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=torch_dtype, use_safetensors=True, **options
@@ -122,6 +126,12 @@ def model_identity(
     return identity
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of this machine that `name` stands for; None for a packaged model or a hub id. Raises `ModelError`."""
+    where = _source(name)
+    return where if isinstance(where, Path) and where.parent != _PACKAGED else None
+
+
 def _source(name: str) -> Path | str:
     """A folder if `name` is packaged or looks like a path, else a hub id; `ModelError` if the folder is not there."""
     packaged = _PACKAGED / name
@@ -146,6 +156,38 @@ def _check_causal(name: str, config: Any) -> None:
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not known and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise ModelError(f"{name!r} ({config.model_type}) is not a causal language model.", permanent=True)
+
+
+def _check_weights(name: str, where: Path | str, config: Any, revision: str | None) -> None:
+    """Refuse what would make transformers open anything but safetensors of the model itself.
+
+    A config or an index may name a `.bin`, which is pickle, or a file of another folder. An adapter's config beside the
+    model's own may lead to another base, and puts weights over it that `model_identity` does not see.
+    """
+    if find_adapter_config_file(str(where), revision=revision) is not None:
+        raise ModelError(
+            f"{name!r} is an adapter, or holds one (adapter_config.json): name its base as the model, and it as the "
+            "adapter.",
+            permanent=True,
+        )
+    weights = getattr(config, "transformers_weights", None) or SAFE_WEIGHTS_INDEX_NAME
+    files = {weights}
+    if weights.endswith(".index.json"):
+        index = cached_file(
+            where,
+            weights,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        files |= set(json.loads(Path(index).read_bytes())["weight_map"].values()) if index else set()
+    for file in sorted(files):
+        if not _SAFE_FILE.fullmatch(file):
+            raise ModelError(
+                f"The model {name!r} names {file!r} among its weights; only safetensors files beside its config are "
+                "loaded.",
+                permanent=True,
+            )
 
 
 def _adapted(base: Any, name: str, adapter: str, *, merge: bool) -> Any:

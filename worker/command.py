@@ -56,7 +56,8 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
         check_root(store, settings.results)
         worker_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         log_to(worker_log(settings.results, worker_id), worker_id, quiet=quiet)
-        drain = Drain(store, settings, CoreEngine(settings.trusted_models), worker_id, queues, stop)
+        engine = CoreEngine(settings.trusted_models, settings.model_roots)
+        drain = Drain(store, settings, engine, worker_id, queues, stop)
         drain.register()
         try:
             if not idle_exit:

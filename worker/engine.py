@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
+from jobs.model_roots import outside_roots
 from jobs.records import Job
 from jobs.snapshot import SnapshotRow
 from jobs.spec import MEASUREMENTS, JobSpec, problems
@@ -94,8 +95,9 @@ class _Adapted:
 class CoreEngine:
     """Runs shards through `sequence_processing`. torch and transformers load with the first job, not before."""
 
-    def __init__(self, trusted_models: Sequence[str] = ()) -> None:
+    def __init__(self, trusted_models: Sequence[str] = (), model_roots: Sequence[Path] = ()) -> None:
         self._trusted = trusted_models
+        self._roots = model_roots
         self._key: _Adapted | None = None
         self._identity: dict[str, str] = {}
         self._model: Any = None  # the base, or what an adapter made of it
@@ -119,9 +121,10 @@ class CoreEngine:
         spec = _spec(job)
         self._job_id = job.id
         key = _Adapted.of(spec)
-        if key == self._key:
-            return self._identity
         try:
+            self._check_roots(spec)
+            if key == self._key:
+                return self._identity
             self._load(spec, key)
             self._identity = model_identity(
                 spec.model,
@@ -139,6 +142,23 @@ class CoreEngine:
         self._key = key
         return self._identity
 
+    def _check_roots(self, spec: JobSpec) -> None:
+        """As submit did: this operator may have other roots, and a link may lead elsewhere now.
+
+        Raises WorkerFault, or ModelError if there is no such folder.
+        """
+        from sequence_processing.loading import local_folder
+
+        for name in filter(None, (spec.model, spec.adapter)):
+            folder = local_folder(name)
+            if folder is not None and (why := outside_roots(folder, self._roots)) is not None:
+                raise WorkerFault(why)
+
+    def _may_run_code(self, spec: JobSpec) -> bool:
+        """The operator trusts what a model's owner publishes; a revision may be anyone's pull request."""
+        named = spec.model if spec.revision is None else f"{spec.model}@{spec.revision}"
+        return named in self._trusted
+
     def _load(self, spec: JobSpec, key: _Adapted) -> None:
         """Bring the model of `key` into memory; its base is read only if it is not there. Raises ModelError."""
         from sequence_processing import load_model
@@ -147,7 +167,7 @@ class CoreEngine:
         options: dict[str, Any] = {
             "revision": spec.revision,
             "dtype": None if spec.dtype == "auto" else spec.dtype,
-            "trust_remote_code": spec.model in self._trusted,
+            "trust_remote_code": self._may_run_code(spec),
         }
         self._key = self._model = None
         if key.merged or key.base != self._base_key:
