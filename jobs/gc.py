@@ -9,13 +9,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from jobs.errors import JobNotFound
 from jobs.files import final_name, writing
@@ -51,7 +53,9 @@ def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Colle
     folders = [JobPaths(root, path.name) for path in _entries(root / "jobs") if path.is_dir()]
     tombstoned = {job.id for job in store.tombstoned()}
     known = set(store.job_ids())  # after the folders were listed, so that a folder's row cannot come in between
-    doomed = [p for p in folders if p.job_id in tombstoned or (p.job_id not in known and _untouched(p.folder))]
+    orphans = [p for p in folders if p.job_id not in known | tombstoned]
+    now = _clock_of(root) if orphans else 0.0
+    doomed = [p for p in folders if p.job_id in tombstoned] + [p for p in orphans if _untouched(p.folder, now)]
     files = [path for p in folders if p.job_id in known - tombstoned for path in _superseded(store, p)]
     size = sum(_size(path) for path in files) + sum(_size(path) for p in doomed for path in p.folder.rglob("*"))
     if not dry_run:
@@ -90,9 +94,15 @@ def _names(shard: Shard, path: Path) -> bool:
     return f"{path.parent.name}/{path.name}" in (shard.file, shard.errors_file)
 
 
-def _untouched(folder: Path) -> bool:
+def _clock_of(root: Path) -> float:
+    """Now, by the clock that stamps the files: a file server's, or one that was set, may be days away from ours."""
+    with writing(root), TemporaryFile(dir=root) as fresh:
+        return os.fstat(fresh.fileno()).st_mtime
+
+
+def _untouched(folder: Path, now: float) -> bool:
     newest = max(_modified(path) for path in (folder, *folder.rglob("*")))
-    return time.time() - newest > ORPHAN_AGE
+    return now - newest > ORPHAN_AGE
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -113,4 +123,4 @@ def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except FileNotFoundError:  # a temporary file that was renamed meanwhile: somebody is at work
-        return time.time()
+        return math.inf

@@ -92,6 +92,11 @@ class Lifecycle(Part):
             known = {row.id: worker_record(row) for row in connection.execute(select(*WORKER_COLUMNS))}
         return [(shard, known.get(shard.worker_id or "")) for shard in map(shard_record, running)]
 
+    def wait_to_write(self) -> None:
+        """Returns as soon as a transaction may write. It changes nothing."""
+        with self.db.transaction():
+            pass
+
     def reap(self, job_id: str, shard: int, attempt: int, *, beat: int, reason: str, limit: int) -> bool:
         """Take a shard back from a worker that died or stopped answering, which counts as a failure.
 
