@@ -1,9 +1,9 @@
 """Claim the best shard, run it, commit, again, until nothing is left: the whole life of a worker.
 
-A ring, a poll and a start all mean the same: look. Between shards the drain reaps what dead workers left behind and
-writes manifests that fell behind. A job that cannot be had here is left to others for a while; a fault of the machine
-itself (disk, results folder) pauses everything. A database that is away is waited for, and what was claimed when it
-went is handed back when it answers again.
+A ring, a poll and a start all mean the same: look. A claim that leaves more pending rings once more. Between shards the
+drain reaps what dead workers left behind and writes manifests that fell behind. A job that cannot be had here is left
+to others for a while; a fault of the machine itself (disk, results folder) pauses everything. A database that is away
+is waited for, and what was claimed when it went is handed back when it answers again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from jobs.doorbell import Doorbell
 from jobs.errors import JobNotFound, ResultsError, StoreError
 from jobs.manifest import ensure_manifest
 from jobs.processes import this_process
@@ -21,6 +22,7 @@ from jobs.records import Claim
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.attempt import Attempt
+from worker.bell import Bell
 from worker.engine import Engine
 from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
@@ -29,6 +31,7 @@ from worker.stop import Stop
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 15.0, 600.0  # seconds that something which failed here is left alone, doubling
+_RING_PATIENCE = 0.2  # seconds that a shard waits for a ring to be taken
 _DATABASE_PATIENCE = 600.0  # seconds that a worker which leaves when idle waits for a database that is away
 
 
@@ -61,13 +64,17 @@ class Drain:
     worker_id: str
     queues: Sequence[str]
     stop: Stop
+    bell: Bell = field(default_factory=Bell)
     reaper: Reaper = field(init=False)
+    doorbell: Doorbell = field(init=False)
     _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
     _paused: _Pause | None = None  # nothing can be run here
+    _unrung: str | None = None  # why the last ring failed
     _astray: bool = False  # the database went away with a claim of ours in an unknown state
 
     def __post_init__(self) -> None:
         self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
+        self.doorbell = Doorbell(self.store, self.settings, patience=_RING_PATIENCE)
 
     def register(self) -> None:
         """Enter this process among the workers."""
@@ -77,7 +84,7 @@ class Drain:
         """Work and watch until `stop` is set. Raises DeviceLost."""
         while not self.stop.is_set():
             self._patiently()
-            self.stop.wait(self.settings.poll_seconds)
+            self.bell.wait(self.stop, self.settings.poll_seconds, self._claimable)
 
     def until_idle(self) -> str | None:
         """Work until no shard of the queues is pending or running anywhere.
@@ -98,7 +105,7 @@ class Drain:
                     return None
                 if (why := self._cannot()) is not None:
                     return why
-            self.stop.wait(self.settings.poll_seconds)
+            self.bell.wait(self.stop, self.settings.poll_seconds, self._claimable)
         return None
 
     def once(self) -> int:
@@ -106,16 +113,16 @@ class Drain:
         if self._astray:
             self.store.hand_back_all(self.worker_id, "the database was away")
             self._astray = False
-        if not self.store.worker_beat(self.worker_id):
-            self.register()
         ran = 0
         while not self.stop.is_set():
-            self.reaper.look()
-            claim = self._claim()
-            if claim is None:
+            claim = self._claim()  # before anything else: somebody may have rung for it
+            if claim is not None:
+                self._run(claim)
+                ran += 1
+            if not self.reaper.look() and claim is None:
                 break
-            self._run(claim)
-            ran += 1
+        if not self.store.worker_beat(self.worker_id):
+            self.register()
         self._tidy()
         return ran
 
@@ -130,19 +137,38 @@ class Drain:
         return None
 
     def _claim(self) -> Claim | None:
-        if self._paused is not None and not self._paused.over:
+        if self._resting:
             return None
         return self.store.claim(
             self.worker_id,
             queues=self.queues,
             model=self.engine.loaded,
             age_limit=self.settings.age_limit_seconds,
-            exclude=[job_id for job_id, pause in self._shunned.items() if not pause.over],
+            exclude=self._excluded(),
         )
+
+    def _claimable(self) -> bool:
+        """Is there a shard that a claim would take now?"""
+        return not self._resting and self.store.pending_exists(self.queues, exclude=self._excluded())
+
+    @property
+    def _resting(self) -> bool:
+        return self._paused is not None and not self._paused.over
+
+    def _excluded(self) -> list[str]:
+        return [job_id for job_id, pause in self._shunned.items() if not pause.over]
+
+    def _ring(self, claim: Claim) -> None:
+        """Wake one more worker if this claim left something for it."""
+        why = self.doorbell.ring(claim.job.queue, min(1, claim.job.pending_shards))
+        if why is not None and why != self._unrung:
+            log.warning("workers were not rung (%s); they find the shards at their next look", why)
+        self._unrung = why
 
     def _run(self, claim: Claim) -> None:
         job_id, paused = claim.job.id, None
         self.store.worker_beat(self.worker_id, job_id=job_id, shard=claim.shard.index, paused=None)
+        self._ring(claim)
         try:
             with logging_for(job_id, claim.shard.index, claim.shard.attempt):
                 Attempt(self.store, self.settings, self.engine, claim, self.stop, self.reaper.look).run()
