@@ -13,10 +13,9 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from jobs.errors import CannotGoOn, SeqprocError
-from jobs.processes import is_dead
+from jobs.presence import presence
 from jobs.records import Job
 from jobs.store import Store
-from jobs.store.workers import SEEN_WITHIN
 
 _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
@@ -25,10 +24,7 @@ _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
 def serving(store: Store, queue: str) -> bool:
     """Whether a worker of this queue is alive, as far as this host can know."""
     now = store.clock()
-    return any(
-        queue in worker.queues and not is_dead(worker) and now - worker.seen_at < SEEN_WITHIN
-        for worker in store.workers()
-    )
+    return any(queue in worker.queues and presence(worker, now).counted_on for worker in store.workers())
 
 
 @dataclass(slots=True)

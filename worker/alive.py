@@ -6,11 +6,9 @@ import socket
 import sys
 
 from jobs.errors import SeqprocError
-from jobs.processes import is_dead
+from jobs.presence import SILENT_SECONDS, presence
 from jobs.settings import Settings
 from jobs.store import Store
-
-_SILENT = 60.0  # seconds: a worker shows itself about every second, whether it works, loads a model or waits
 
 
 def why_not() -> str | None:
@@ -23,11 +21,12 @@ def why_not() -> str | None:
             store.close()
     except SeqprocError as error:
         return str(error)
-    here = [worker for worker in workers if worker.host == socket.gethostname() and not is_dead(worker)]
-    if not here:
-        return f"no worker of {socket.gethostname()} is alive; start one with: seqproc worker"
-    silent = now - max(worker.seen_at for worker in here)
-    return f"no worker of {socket.gethostname()} has shown itself for {silent:.0f} s" if silent > _SILENT else None
+    if any(worker.host == socket.gethostname() and presence(worker, now).counted_on for worker in workers):
+        return None
+    return (
+        f"no worker of {socket.gethostname()} has shown itself within {SILENT_SECONDS:.0f} s; start one with: "
+        "seqproc worker"
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from worker.engine import Engine, ShardRows
 from worker.faults import JobFault, MachineFault, WorkerFault
 from worker.heartbeat import Heartbeat, LeaseLost, ShardStopped
 from worker.stop import Stop
+from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Attempt:
     engine: Engine
     claim: Claim
     stop: Stop
+    vitals: Vitals
     look: Callable[[], object]  # after the shards of other workers, now and then
 
     @property
@@ -53,7 +55,7 @@ class Attempt:
     def run(self) -> None:
         shard = self.claim.shard
         seconds = self.settings.heartbeat_seconds
-        with Heartbeat(self.store, self.claim, seconds, self.stop, self.look) as heartbeat:
+        with Heartbeat(self.store, self.claim, seconds, self.stop, self.vitals, self.look) as heartbeat:
             try:
                 self._work(heartbeat)
             except LeaseLost:
@@ -108,12 +110,14 @@ class Attempt:
 
     def _commit(self, made: ShardRows) -> None:
         shard = self.claim.shard
+        self.vitals.moved()
         result = write_attempt(self.paths, shard, made.rows, made.errors, self.engine.details())
         patience = Retrying(
             retry=retry_if_exception_type(StoreError),
             stop=lambda state: self.stop.is_set() or (state.seconds_since_start or 0) > _COMMIT_PATIENCE,
             wait=wait_exponential(max=10),
             sleep=self.stop.wait,
+            before=lambda _state: self.vitals.moved(),  # waiting for a database is not hanging
             reraise=True,
         )
         if patience(self.store.commit, self.claim, result):

@@ -24,12 +24,21 @@ if TYPE_CHECKING:
 def worker(
     queue: Annotated[list[str] | None, typer.Option(help="Queue to serve; repeat for several.")] = None,
     idle_exit: Annotated[bool, typer.Option("--idle-exit", help="Leave when no work is left.")] = False,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="all|N,N", help="One worker process for each of these GPUs, kept running.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log to the worker's file only.")] = False,
 ) -> None:
-    """Run jobs: claim shards, generate, write results. Start one per GPU."""
+    """Run jobs: claim shards, generate, write results. One process serves one GPU."""
     from jobs.settings import Settings
 
-    serve(Settings.load(), queue or ["default"], idle_exit=idle_exit, quiet=quiet)
+    settings, queues = Settings.load(), queue or ["default"]
+    if gpus is None:
+        serve(settings, queues, idle_exit=idle_exit, quiet=quiet)
+    else:
+        from worker.fleet import serve_on
+
+        raise typer.Exit(serve_on(gpus, settings, queues, idle_exit=idle_exit, quiet=quiet))
 
 
 def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool) -> None:
@@ -46,26 +55,29 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     from worker.faults import DeviceLost
     from worker.logs import log_to
     from worker.stop import Stop
+    from worker.watchdog import Watchdog
 
     # Threads that spin between steps are 15 % faster alone and three times slower beside another worker on the same
     # cores (tiny-arithmetic, 2 cores). Read once, when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = Stop()
-    _on_signals(stop)
+    leave_on_signals(stop)
     store = Store.open(settings)
     try:
         check_root(store, settings.results)
         worker_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
-        log_to(worker_log(settings.results, worker_id), worker_id, quiet=quiet)
+        log_file = worker_log(settings.results, worker_id)
+        log_to(log_file, worker_id, quiet=quiet)
+        engine = CoreEngine(settings.trusted_models, settings.model_roots)
         with the_bell(store, settings, queues) as bell:
-            engine = CoreEngine(settings.trusted_models, settings.model_roots)
             drain = Drain(store, settings, engine, worker_id, queues, stop, bell)
             drain.register()
             try:
-                if not idle_exit:
-                    drain.until_stopped()
-                elif (why := drain.until_idle()) is not None:
-                    raise CannotGoOn(why)
+                with Watchdog(drain.vitals, settings.watchdog_seconds, log_file):
+                    if not idle_exit:
+                        drain.until_stopped()
+                    elif (why := drain.until_idle()) is not None:
+                        raise CannotGoOn(why)
             except DeviceLost as lost:
                 raise CannotGoOn(f"{lost}; start a new worker") from lost
             finally:
@@ -77,7 +89,9 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
         store.close()
 
 
-def _on_signals(stop: Stop) -> None:
+def leave_on_signals(stop: Stop) -> None:
+    """SIGTERM and Ctrl-C set `stop`; one more of them leaves at once, with SystemExit."""
+
     def leave(number: int, _frame: Any) -> None:
         if stop.is_set():
             raise SystemExit(128 + number)

@@ -23,10 +23,12 @@ from jobs.settings import Settings
 from jobs.store import Store
 from worker.attempt import Attempt
 from worker.bell import Bell
+from worker.device import shown
 from worker.engine import Engine
 from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
 from worker.stop import Stop
+from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Drain:
     bell: Bell = field(default_factory=Bell)
     reaper: Reaper = field(init=False)
     doorbell: Doorbell = field(init=False)
+    vitals: Vitals = field(init=False)
     _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
     _paused: _Pause | None = None  # nothing can be run here
     _unrung: str | None = None  # why the last ring failed
@@ -75,10 +78,12 @@ class Drain:
     def __post_init__(self) -> None:
         self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
         self.doorbell = Doorbell(self.store, self.settings, patience=_RING_PATIENCE)
+        self.vitals = Vitals(lambda: self.engine.device)
 
     def register(self) -> None:
         """Enter this process among the workers."""
-        self.store.register_worker(self.worker_id, this_process(), queues=self.queues, device=self.engine.device)
+        device = shown(self.engine.device)
+        self.store.register_worker(self.worker_id, this_process(), queues=self.queues, device=device)
 
     def until_stopped(self) -> None:
         """Work and watch until `stop` is set. Raises DeviceLost."""
@@ -110,6 +115,10 @@ class Drain:
 
     def once(self) -> int:
         """Run shards until no claim succeeds; returns how many were run."""
+        with self.vitals.at_work():
+            return self._once()
+
+    def _once(self) -> int:
         if self._astray:
             self.store.hand_back_all(self.worker_id, "the database was away")
             self._astray = False
@@ -118,10 +127,11 @@ class Drain:
             claim = self._claim()  # before anything else: somebody may have rung for it
             if claim is not None:
                 self._run(claim)
+                self.vitals.moved()
                 ran += 1
             if not self.reaper.look() and claim is None:
                 break
-        if not self.store.worker_beat(self.worker_id):
+        if not self.store.worker_beat(self.worker_id, paused=self._why_paused(), **self.vitals.memory):
             self.register()
         self._tidy()
         return ran
@@ -166,26 +176,33 @@ class Drain:
         self._unrung = why
 
     def _run(self, claim: Claim) -> None:
-        job_id, paused = claim.job.id, None
+        job_id = claim.job.id
         self.store.worker_beat(self.worker_id, job_id=job_id, shard=claim.shard.index, paused=None)
         self._ring(claim)
         try:
             with logging_for(job_id, claim.shard.index, claim.shard.attempt):
-                Attempt(self.store, self.settings, self.engine, claim, self.stop, self.reaper.look).run()
+                Attempt(self.store, self.settings, self.engine, claim, self.stop, self.vitals, self.reaper.look).run()
             self._shunned.pop(job_id, None)
             self._paused = None
         except DeviceLost:
             raise
         except MachineFault as fault:
-            paused = str(fault)
-            self._paused = self._paused.again(paused) if self._paused else _Pause(paused)
+            self._paused = self._paused.again(str(fault)) if self._paused else _Pause(str(fault))
         except WorkerFault as fault:
-            paused, before = str(fault), self._shunned.get(job_id)
-            self._shunned[job_id] = before.again(paused) if before else _Pause(paused)
+            before = self._shunned.get(job_id)
+            self._shunned[job_id] = before.again(str(fault)) if before else _Pause(str(fault))
         loaded = self.engine.loaded
-        told = {"model": loaded[0] if loaded else None, "device": self.engine.device, "paused": paused}
-        self.store.worker_beat(self.worker_id, job_id=None, shard=None, tokens_per_second=None, **told)
+        told = {"model": loaded[0] if loaded else None, "device": shown(self.engine.device)}
+        told |= {"job_id": None, "shard": None, "tokens_per_second": None, "paused": self._why_paused()}
+        self.store.worker_beat(self.worker_id, **told)
         self._manifest(job_id)
+
+    def _why_paused(self) -> str | None:
+        """Why this worker leaves something alone just now, if it does."""
+        if self._paused is not None and self._resting:
+            return self._paused.reason
+        shunned = [f"job {job_id}: {pause.reason}" for job_id, pause in self._shunned.items() if not pause.over]
+        return "; ".join(shunned) or None
 
     def _cannot(self) -> str | None:
         """Why nothing that is left to claim can be done here, if that is so."""
@@ -205,6 +222,7 @@ class Drain:
     def _tidy(self) -> None:
         for job_id in self.store.jobs_with_old_manifest():
             self._manifest(job_id)
+            self.vitals.moved()
 
     def _manifest(self, job_id: str) -> None:
         """Bring the job's manifest up to date if it has ended; what is wrong with one job is no harm to the others."""

@@ -19,6 +19,7 @@ from jobs.errors import StoreError
 from jobs.records import Claim
 from jobs.store import Store
 from worker.stop import Stop
+from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,11 @@ class LeaseLost(ShardStopped):
 class Heartbeat:
     """Beats for one claim while used as a context manager; `step` counts and is where a stop is raised."""
 
-    def __init__(self, store: Store, claim: Claim, seconds: float, stop: Stop, look: Callable[[], object]) -> None:
-        self._store, self._claim, self._seconds, self._stop, self._look = store, claim, seconds, stop, look
+    def __init__(
+        self, store: Store, claim: Claim, seconds: float, stop: Stop, vitals: Vitals, look: Callable[[], object]
+    ) -> None:
+        self._store, self._claim, self._seconds, self._stop = store, claim, seconds, stop
+        self._vitals, self._look = vitals, look
         self._left = threading.Event()
         self._deaf = False
         self._verdict: type[ShardStopped] | None = None
@@ -68,6 +72,7 @@ class Heartbeat:
 
     def step(self, tokens: int, sequences: int) -> None:
         """Count what was made since the last step; raises ShardStopped when the shard must not go on."""
+        self._vitals.moved()
         self.tokens += tokens
         self.sequences += sequences
         self.check()
@@ -85,7 +90,8 @@ class Heartbeat:
         or a stop hands the shard back at once, and the main thread finds it gone when it comes back."""
         self._deaf = True
         try:
-            yield
+            with self._vitals.at_loading():
+                yield
         finally:
             self._deaf = False
         self.check()
@@ -95,7 +101,8 @@ class Heartbeat:
             try:
                 if self._beat():
                     return
-                self._store.worker_beat(self._claim.worker_id, tokens_per_second=self.tokens_per_second)
+                told = {"tokens_per_second": self.tokens_per_second, **self._vitals.memory}
+                self._store.worker_beat(self._claim.worker_id, **told)
                 self._look()
             except StoreError as error:
                 log.warning("no heartbeat: %s", error)

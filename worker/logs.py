@@ -42,6 +42,8 @@ class _JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        elif stacks := getattr(record, "stacks", None):  # of all threads, from the watchdog
+            line["traceback"] = stacks
         return json.dumps(line, ensure_ascii=False)
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 
+from jobs.presence import SILENT_SECONDS
 from jobs.processes import ProcessName
 from jobs.records import Worker
 from jobs.store.part import Part
 from jobs.store.rows import WORKER_COLUMNS, worker_record
 from jobs.store.schema import now, workers
-
-SEEN_WITHIN = 60.0  # seconds: workers are seen about every second, so one silent for so long is not counted on
 
 
 class Workers(Part):
@@ -48,7 +47,7 @@ class Workers(Part):
 
     def idle_workers(self, queue: str) -> int:
         """How many workers of the queue have nothing to do, as far as they were seen of late."""
-        at_rest = (workers.c.job_id.is_(None), workers.c.paused.is_(None), workers.c.seen_at > now() - SEEN_WITHIN)
+        at_rest = (workers.c.job_id.is_(None), workers.c.paused.is_(None), workers.c.seen_at > now() - SILENT_SECONDS)
         with self.db.reading() as connection:
             return sum(queue in queues for queues in connection.scalars(select(workers.c.queues).where(*at_rest)))
 

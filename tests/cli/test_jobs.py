@@ -11,7 +11,6 @@ import pytest
 from jobs.client import Client
 from tests.cli.conftest import Run, do_shard, row, the_json
 
-_NO_TORCH = """print('{"torch": "?", "gpus": [], "threads": 1}')"""  # a quicker answer of doctor's child
 _SUBMIT = ("submit", "--model", "tiny-arithmetic", "-d")
 
 
@@ -180,34 +179,6 @@ def test_gc(seqproc: Run, home: Path, finished: str, client: Client) -> None:
     assert the_json(seqproc("gc", "--json"))["files"] == 1
     assert not orphan.exists()
     assert len(list(client.get(finished).rows())) == 4
-
-
-def test_doctor(seqproc: Run, submitted: str) -> None:
-    checks = {check["name"]: check for check in the_json(seqproc("doctor", "--json"))}
-    assert {name: check["verdict"] for name, check in checks.items()} == {
-        "version": "ok", "database": "ok", "datasets": "ok", "devices": "ok", "results": "ok", "workers": "ok",
-        "queues": "warn",
-    }  # fmt: skip
-    assert "seqproc worker --queue default" in checks["queues"]["remedy"]
-
-
-def test_doctor_finds_the_wrong_results_folder(seqproc: Run, submitted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.cli.doctor._DEVICES", _NO_TORCH)
-    elsewhere = Path("elsewhere").absolute()
-    elsewhere.mkdir()
-    result = seqproc("doctor", env={"SEQPROC_RESULTS_DIR": str(elsewhere), "SEQPROC_DATA_DIR": "/no/such/folder"})
-    assert result.exit_code == 1
-    assert f"fail  results: the jobs of this database have their results elsewhere: {elsewhere}" in result.stdout
-    assert "fail  datasets: SEQPROC_DATA_DIR is /no/such/folder" in result.stdout
-
-
-def test_passwords_stay_out(seqproc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.cli.doctor._DEVICES", _NO_TORCH)
-    url = "postgresql+psycopg://user:s3cret@127.0.0.1:1/db"
-    for command in ("list", "doctor"):
-        result = seqproc(command, env={"SEQPROC_DATABASE_URL": url})
-        assert result.exit_code == 1
-        assert "127.0.0.1" in result.output and "s3cret" not in result.output
 
 
 def test_json_of_a_job_is_its_row(seqproc: Run, submitted: str, client: Client) -> None:

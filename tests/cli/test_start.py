@@ -45,6 +45,7 @@ def test_python_m_jobs_is_seqproc() -> None:
         "fetch",
         "show",
         "worker",
+        "workers",
         "doctor",
         "db",
     ],

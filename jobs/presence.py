@@ -1,0 +1,39 @@
+"""How a worker is, as far as its row and this host can tell.
+
+Only a process of this very host can be known to be dead; of any other nothing is known but for how long it was silent.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from jobs.processes import is_dead
+from jobs.records import Worker
+
+SILENT_SECONDS = 60.0  # workers are seen about every second, so one silent for so long is not counted on
+
+
+class Presence(StrEnum):
+    """What people are shown of a worker."""
+
+    WORKING = "working"
+    IDLE = "idle"
+    PAUSED = "paused"  # leaves something alone; `Worker.paused` says why
+    SILENT = "silent"
+    DEAD = "dead"
+
+    @property
+    def counted_on(self) -> bool:
+        """Whether work may be left to it."""
+        return self not in (Presence.SILENT, Presence.DEAD)
+
+
+def presence(worker: Worker, now: float) -> Presence:
+    """`now`: `Store.clock`, for `seen_at` was taken from it."""
+    if is_dead(worker):
+        return Presence.DEAD
+    if now - worker.seen_at >= SILENT_SECONDS:
+        return Presence.SILENT
+    if worker.job_id is not None:
+        return Presence.WORKING
+    return Presence.PAUSED if worker.paused else Presence.IDLE
