@@ -14,7 +14,7 @@ from typing import IO
 
 from jobs.errors import CannotGoOn, SeqprocError
 from jobs.processes import is_dead
-from jobs.records import Job
+from jobs.records import Job, Worker
 from jobs.store import Store
 
 _SILENT = 60.0  # seconds: workers are seen about every second, so one silent for so long is not counted on
@@ -22,12 +22,15 @@ _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
 
 
+def alive(store: Store) -> list[Worker]:
+    """The workers that are alive, as far as this host can know."""
+    now = store.clock()
+    return [worker for worker in store.workers() if not is_dead(worker) and now - worker.seen_at < _SILENT]
+
+
 def serving(store: Store, queue: str) -> bool:
     """Whether a worker of this queue is alive, as far as this host can know."""
-    now = store.clock()
-    return any(
-        queue in worker.queues and not is_dead(worker) and now - worker.seen_at < _SILENT for worker in store.workers()
-    )
+    return any(queue in worker.queues for worker in alive(store))
 
 
 @dataclass(slots=True)

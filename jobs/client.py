@@ -21,10 +21,11 @@ from pydantic import SecretStr
 
 from jobs.child import ChildWorker
 from jobs.errors import ResultsError, SpecError, StoreError, UsageError
+from jobs.gc import delete
 from jobs.logs import job_log
 from jobs.manifest import ensure_manifest
 from jobs.reaper import Reaper
-from jobs.records import Job
+from jobs.records import Job, Webhook
 from jobs.results import JobResults
 from jobs.settings import Settings, current_owner
 from jobs.spec import JobSpec
@@ -164,6 +165,15 @@ class JobHandle:
         """Queue what failed, and unless `failed_only` what was cancelled, again. What is done is not made twice."""
         self.record = self._client.store.retry(self.id, failed_only=failed_only)
         return self.record
+
+    def delete(self) -> None:
+        """Delete the job, which must have ended, with its results. There is no way back."""
+        delete(self._client.store, self._client.settings, self.id)
+
+    @property
+    def webhooks(self) -> list[Webhook]:
+        """How telling of the job's ends went, oldest first; empty without a webhook."""
+        return self._client.store.webhooks_of(self.id) if self.record.spec.get("webhook") else []
 
     @property
     def results(self) -> JobResults:

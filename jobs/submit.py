@@ -23,6 +23,7 @@ from jobs.snapshot import Snapshot, read_all, write_snapshot
 from jobs.spec import JobSpec, PromptRow
 from jobs.store import Store
 from jobs.store_id import check_root
+from jobs.webhook_target import check_webhook
 
 Progress = Callable[[int], None]
 
@@ -61,6 +62,7 @@ def plan(
     Arguments and exceptions as of `submit`.
     """
     spec = spec.resolve()
+    check_webhook(spec.webhook, settings.webhook_hosts)
     source = PromptSource(spec, prompts=prompts, stdin=stdin)
     with tempfile.TemporaryDirectory(prefix="seqproc-") as folder:
         snapshot = _take_snapshot(JobPaths(Path(folder), "plan"), spec, source, progress)
@@ -103,6 +105,7 @@ def submit(
         StoreError: the database cannot be reached.
     """
     spec = spec.resolve()
+    check_webhook(spec.webhook, settings.webhook_hosts)
     source = PromptSource(spec, prompts=prompts, stdin=stdin)
     check_root(store, settings.results)
     paths = JobPaths(settings.results, new_job_id())

@@ -44,7 +44,9 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     from worker.engine import CoreEngine
     from worker.faults import DeviceLost
     from worker.logs import log_to
+    from worker.metrics import serve_metrics
     from worker.stop import Stop
+    from worker.webhooks import delivering
 
     # Threads that spin between steps are 15 % faster alone and three times slower beside another worker on the same
     # cores (tiny-arithmetic, 2 cores). Read once, when torch loads.
@@ -58,11 +60,14 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
         log_to(worker_log(settings.results, worker_id), worker_id, quiet=quiet)
         drain = Drain(store, settings, CoreEngine(settings.trusted_models), worker_id, queues, stop)
         drain.register()
+        if settings.metrics_port:
+            serve_metrics(settings.metrics_port)
         try:
-            if not idle_exit:
-                drain.until_stopped()
-            elif (why := drain.until_idle()) is not None:
-                raise CannotGoOn(why)
+            with delivering(store, settings, stop):
+                if not idle_exit:
+                    drain.until_stopped()
+                elif (why := drain.until_idle()) is not None:
+                    raise CannotGoOn(why)
         except DeviceLost as lost:
             raise CannotGoOn(f"{lost}; start a new worker") from lost
         finally:

@@ -24,6 +24,7 @@ from worker.attempt import Attempt
 from worker.engine import Engine
 from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
+from worker.metrics import LEASE_EXPIRIES
 from worker.stop import Stop
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Drain:
             self.register()
         ran = 0
         while not self.stop.is_set():
-            self.reaper.look()
+            self._look()
             claim = self._claim()
             if claim is None:
                 break
@@ -129,6 +130,10 @@ class Drain:
             return failure
         return None
 
+    def _look(self) -> None:
+        """After the shards of workers that died."""
+        LEASE_EXPIRIES.inc(self.reaper.look())
+
     def _claim(self) -> Claim | None:
         if self._paused is not None and not self._paused.over:
             return None
@@ -145,7 +150,7 @@ class Drain:
         self.store.worker_beat(self.worker_id, job_id=job_id, shard=claim.shard.index, paused=None)
         try:
             with logging_for(job_id, claim.shard.index, claim.shard.attempt):
-                Attempt(self.store, self.settings, self.engine, claim, self.stop, self.reaper.look).run()
+                Attempt(self.store, self.settings, self.engine, claim, self.stop, self._look).run()
             self._shunned.pop(job_id, None)
             self._paused = None
         except DeviceLost:

@@ -18,6 +18,7 @@ from typing import Self
 from jobs.errors import StoreError
 from jobs.records import Claim
 from jobs.store import Store
+from worker.metrics import SEQUENCES, TOKENS
 from worker.stop import Stop
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Heartbeat:
         """Count what was made since the last step; raises ShardStopped when the shard must not go on."""
         self.tokens += tokens
         self.sequences += sequences
+        TOKENS.inc(tokens)
+        SEQUENCES.inc(sequences)
         self.check()
 
     def check(self) -> None:

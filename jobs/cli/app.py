@@ -86,6 +86,7 @@ def build() -> typer.Typer:
     _add_plugins(app)
     app.command()(doctor.doctor)
     app.command()(gc.gc)
+    app.command()(gc.delete)
     app.add_typer(db.app, name="db")
     return app
 
