@@ -22,10 +22,11 @@ from pydantic import SecretStr
 from jobs.child import ChildWorker
 from jobs.doorbell import Doorbell
 from jobs.errors import ResultsError, SpecError, StoreError, UsageError
+from jobs.gc import delete
 from jobs.logs import job_log
 from jobs.manifest import ensure_manifest
 from jobs.reaper import Reaper
-from jobs.records import Job
+from jobs.records import Job, Webhook
 from jobs.results import JobResults
 from jobs.settings import Settings, current_owner
 from jobs.spec import JobSpec
@@ -176,6 +177,15 @@ class JobHandle:
         bell = Doorbell(self._client.store, self._client.settings)
         self.unrung = bell.ring(self.record.queue, self.record.pending_shards)
         return self.record
+
+    def delete(self) -> None:
+        """Delete the job, which must have ended, with its results. There is no way back."""
+        delete(self._client.store, self._client.settings, self.id)
+
+    @property
+    def webhooks(self) -> list[Webhook]:
+        """How telling of the job's ends went, oldest first; empty without a webhook."""
+        return self._client.store.webhooks_of(self.id) if self.record.spec.get("webhook") else []
 
     @property
     def results(self) -> JobResults:

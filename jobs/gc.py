@@ -4,7 +4,7 @@
   Attempts only rise, and only the open attempt commits: a file that may go once may go for ever.
 · A folder without a row, untouched for 24 hours: a submit that was killed. It writes its last file just before the
   row, so a folder that old will get none.
-· A deleted job (tombstone): first its files, then its row.
+· A deleted job (tombstone): first its files, then its row. A job past its ttl is deleted so; one without a ttl never.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ class Collected:
     files: int  # of shards
     folders: int  # of jobs
     bytes: int
+    expired: int = 0  # of the jobs: those past their ttl
 
 
 def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Collected:
-    """Removes what no job needs from the results root, and rewrites manifests that are behind.
+    """Removes what no job needs from the results root, jobs past their ttl, and rewrites manifests that are behind.
 
     With `dry_run` it changes nothing. Raises ResultsError if the root is not this database's or cannot be written.
     """
@@ -50,8 +51,9 @@ def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Colle
     if not root.exists():
         return Collected(0, 0, 0)
     check_root(store, root)
+    expired = store.past_ttl() if dry_run else store.tombstone_past_ttl()
     folders = [JobPaths(root, path.name) for path in _entries(root / "jobs") if path.is_dir()]
-    tombstoned = {job.id for job in store.tombstoned()}
+    tombstoned = {job.id for job in store.tombstoned()}.union(expired)
     known = set(store.job_ids())  # after the folders were listed, so that a folder's row cannot come in between
     orphans = [p for p in folders if p.job_id not in known | tombstoned]
     now = _clock_of(root) if orphans else 0.0
@@ -63,13 +65,31 @@ def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Colle
             for path in files:
                 path.unlink(missing_ok=True)
             for paths in doomed:
-                shutil.rmtree(paths.folder)
+                _remove(paths)
         for job_id in tombstoned:
             store.purge(job_id)
         for job_id in store.jobs_with_old_manifest():
             with suppress(JobNotFound):  # deleted meanwhile
                 ensure_manifest(store, settings, job_id)
-    return Collected(len(files), len(doomed), size)
+    return Collected(len(files), len(doomed), size, len(expired))
+
+
+def delete(store: Store, settings: Settings, job_id: str) -> None:
+    """Deletes an ended job: results, prompts, rows. What is cut short here, `collect` ends.
+
+    Raises WrongState, JobNotFound, or ResultsError if the root is not this database's or cannot be written.
+    """
+    check_root(store, settings.results)
+    store.tombstone(job_id)
+    with writing(settings.results / "jobs"):
+        _remove(JobPaths(settings.results, job_id))
+    store.purge(job_id)
+
+
+def _remove(paths: JobPaths) -> None:
+    while paths.folder.exists():
+        with suppress(FileNotFoundError):  # somebody else collects as well
+            shutil.rmtree(paths.folder)
 
 
 def _superseded(store: Store, paths: JobPaths) -> Iterator[Path]:

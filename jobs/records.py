@@ -119,6 +119,40 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What stands in one queue in one state: jobs that have not ended, and their shards."""
+
+    queue: str
+    state: JobState
+    jobs: int
+    pending_shards: int
+    running_shards: int
+    done_shards: int
+    failed_shards: int
+    cancelled_shards: int
+    waited: float  # seconds for which the least lately served job with a pending shard has not been; 0 without one
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A row of `webhooks`: an end of a job that is to be told, or was. Given up if neither delivered nor due."""
+
+    job_id: str
+    revision: int  # the job's, at that end
+    url: str
+    tries: int  # begun
+    next_try_at: float | None
+    delivered_at: float | None
+    error: str | None  # of the last try
+    created_at: float
+
+    @property
+    def event_id(self) -> str:
+        """The same for every try, so that whoever is told can see that it was told twice."""
+        return f"{self.job_id}-{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
 class ShardRange:
     """A shard to be: rows [start, stop) of a segment."""
 

@@ -25,9 +25,11 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(platformdirs.user_data_dir("seqproc")),
         description="Folder of the embedded database, results and logs",
     )
-    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite file `seqproc.db` in the home")
+    database_url: str = Field(
+        "", repr=False, description="SQLAlchemy URL; default: SQLite file `seqproc.db` in the home"
+    )
     redis_url: str = Field(
-        "", description="Redis that carries rings to workers; default: none, workers look by themselves"
+        "", repr=False, description="Redis that carries rings to workers; default: none, workers look by themselves"
     )
     results_dir: Path | None = Field(None, description="Results root; default: `results` in the home")
     data_dir: Path | None = Field(None, description="Folder with offline datasets (`gsm8k/{train,test}.jsonl`)")
@@ -49,7 +51,7 @@ class Settings(BaseSettings):
         0, ge=0, lt=65536, description="Port of a worker's Prometheus metrics on loopback; 0: none"
     )
     token: SecretStr | None = Field(
-        None, description="Secret that the web server asks for on any other address than loopback"
+        None, description="Secret that the web server asks for; on any other address than loopback it needs one"
     )
     webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Hosts, comma-separated, that may be told of a job's end; default: none"

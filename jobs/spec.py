@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from jobs.errors import SpecError
+from jobs.webhook_target import Target
 
 Measurement = Literal["logprobs", "entropies", "sampling_logprobs", "sampling_entropies"]
 MEASUREMENTS: tuple[Measurement, ...] = ("logprobs", "entropies", "sampling_logprobs", "sampling_entropies")
@@ -128,7 +129,9 @@ class JobSpec(BaseModel):
     ttl: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="days to keep the job after its end; gc deletes it then"
     )
-    webhook: str | None = Field(None, max_length=2000, description="https address to tell of the job's end")
+    webhook: str | None = Field(
+        None, max_length=2000, description="https address to tell of the job's end, at a host that the operator allows"
+    )
     idempotency_key: str | None = Field(None, min_length=1, max_length=255, description="submit once under this key")
 
     @field_validator("prompts", mode="before")
@@ -176,6 +179,13 @@ class JobSpec(BaseModel):
     def _stops(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not stop for stop in value):
             raise ValueError("an empty stop string would stop every response at once; leave it out")
+        return value
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.context != _STORED:
+            Target.of(value)
         return value
 
     @field_validator("labels")

@@ -25,6 +25,7 @@ from jobs.snapshot import Snapshot, read_all, write_snapshot
 from jobs.spec import JobSpec, PromptRow
 from jobs.store import Store
 from jobs.store_id import check_root
+from jobs.webhook_target import check_webhook
 
 Progress = Callable[[int], None]
 
@@ -65,6 +66,7 @@ def plan(
     """
     spec = spec.resolve()
     check_roots(spec, settings.model_roots)
+    check_webhook(spec.webhook, settings.webhook_hosts)
     source = PromptSource(spec, prompts=prompts, stdin=stdin)
     with tempfile.TemporaryDirectory(prefix="seqproc-") as folder:
         snapshot = _take_snapshot(JobPaths(Path(folder), "plan"), spec, source, progress)
@@ -108,6 +110,7 @@ def submit(
     """
     spec = spec.resolve()
     check_roots(spec, settings.model_roots)
+    check_webhook(spec.webhook, settings.webhook_hosts)
     source = PromptSource(spec, prompts=prompts, stdin=stdin)
     check_root(store, settings.results)
     paths = JobPaths(settings.results, new_job_id())

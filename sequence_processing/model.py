@@ -16,6 +16,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from sequence_processing import splits
+
 # What a model's generation_config may ask of a sampler, with the value that means "nothing". None of it is applied.
 _WARPERS = {
     "temperature": 1.0,
@@ -223,11 +225,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def does_not_fit(error: Exception, rows: int, what: str) -> MemoryError | None:
     """What to raise of `what`, one sequence, if memory ran out for it alone; None if fewer than `rows` rows may fit.
 
-    Raises `error` if it is about something else, or if there was no row.
+    Raises `error` if it is about something else, or if there was no row. None counts as a split (`splits`).
     """
     if not is_out_of_memory(error) or rows == 0:
         raise error
     if rows > 1:
+        splits.count += 1
         return None
     failed = MemoryError(
         f"One sequence of {what} does not fit in memory; shorten it, or use a smaller type or a larger device."

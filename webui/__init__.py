@@ -1,1 +1,1 @@
-"""Pages and HTTP API over `jobs`. Nothing is served yet; the package holds the place that the contracts guard."""
+"""The web over `jobs`: health checks and metrics; pages and an HTTP API are to come."""

@@ -23,6 +23,7 @@ from jobs.store import Store
 from worker.engine import Engine, ShardRows
 from worker.faults import JobFault, MachineFault, WorkerFault
 from worker.heartbeat import Heartbeat, LeaseLost, ShardStopped
+from worker.metrics import SHARDS, timed
 from worker.stop import Stop
 from worker.vitals import Vitals
 
@@ -55,16 +56,19 @@ class Attempt:
     def run(self) -> None:
         shard = self.claim.shard
         seconds = self.settings.heartbeat_seconds
-        with Heartbeat(self.store, self.claim, seconds, self.stop, self.vitals, self.look) as heartbeat:
+        with timed(), Heartbeat(self.store, self.claim, seconds, self.stop, self.vitals, self.look) as heartbeat:
             try:
                 self._work(heartbeat)
             except LeaseLost:
+                SHARDS.labels("lost").inc()
                 log.warning("shard %d is not attempt %d's any more", shard.index, shard.attempt)
             except ShardStopped as stopped:
                 reason = type(stopped).__name__.lower()
+                SHARDS.labels("handed back").inc()
                 log.info("shard %d handed back: %s", shard.index, reason)
                 self.store.hand_back(self.claim, reason)
             except JobFault as error:
+                SHARDS.labels("failed").inc()
                 log.error("the job cannot run: %s", error)
                 self.store.fail_job(self.claim, str(error))
             except (WorkerFault, MachineFault) as fault:
@@ -121,19 +125,23 @@ class Attempt:
             reraise=True,
         )
         if patience(self.store.commit, self.claim, result):
+            SHARDS.labels("done").inc()
             log.info("shard %d done: %d sequences, %d tokens", shard.index, result.sequences, result.tokens)
             return
+        SHARDS.labels("lost").inc()
         log.warning("shard %d attempt %d came too late; its files are removed", shard.index, shard.attempt)
         for name in filter(None, (result.file, result.errors_file)):
             if not self.store.names_file(self.claim.job.id, shard.index, name):
                 self.paths.resolve(name).unlink(missing_ok=True)
 
     def _own_fault(self, fault: Exception) -> None:
+        SHARDS.labels("handed back").inc()
         log.error("shard %d handed back, by this worker's fault: %s", self.claim.shard.index, fault)
         self.store.hand_back(self.claim, str(fault), notice=True)
 
     def _failed(self, error: Exception) -> None:
         shard = self.claim.shard
+        SHARDS.labels("failed").inc()
         log.exception("shard %d attempt %d failed", shard.index, shard.attempt)
         sentence = f"{type(error).__name__}: {error}"
         state = self.store.fail(self.claim, sentence, limit=self.settings.max_failures)

@@ -54,8 +54,10 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     from worker.engine import CoreEngine
     from worker.faults import DeviceLost
     from worker.logs import log_to
+    from worker.metrics import serve_metrics
     from worker.stop import Stop
     from worker.watchdog import Watchdog
+    from worker.webhooks import delivering
 
     # Threads that spin between steps are 15 % faster alone and three times slower beside another worker on the same
     # cores (tiny-arithmetic, 2 cores). Read once, when torch loads.
@@ -72,8 +74,10 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
         with the_bell(store, settings, queues) as bell:
             drain = Drain(store, settings, engine, worker_id, queues, stop, bell)
             drain.register()
+            if settings.metrics_port:
+                serve_metrics(settings.metrics_port)
             try:
-                with Watchdog(drain.vitals, settings.watchdog_seconds, log_file):
+                with Watchdog(drain.vitals, settings.watchdog_seconds, log_file), delivering(store, settings, stop):
                     if not idle_exit:
                         drain.until_stopped()
                     elif (why := drain.until_idle()) is not None:

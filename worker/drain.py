@@ -27,6 +27,7 @@ from worker.device import shown
 from worker.engine import Engine
 from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
+from worker.metrics import LEASE_EXPIRIES
 from worker.stop import Stop
 from worker.vitals import Vitals
 
@@ -129,7 +130,7 @@ class Drain:
                 self._run(claim)
                 self.vitals.moved()
                 ran += 1
-            if not self.reaper.look() and claim is None:
+            if not self._look() and claim is None:
                 break
         if not self.store.worker_beat(self.worker_id, paused=self._why_paused(), **self.vitals.memory):
             self.register()
@@ -145,6 +146,12 @@ class Drain:
             log.error("%s; looking again", failure)
             return failure
         return None
+
+    def _look(self) -> int:
+        """After the shards of workers that died; how many were taken back."""
+        expired = self.reaper.look()
+        LEASE_EXPIRIES.inc(expired)
+        return expired
 
     def _claim(self) -> Claim | None:
         if self._resting:
@@ -181,7 +188,7 @@ class Drain:
         self._ring(claim)
         try:
             with logging_for(job_id, claim.shard.index, claim.shard.attempt):
-                Attempt(self.store, self.settings, self.engine, claim, self.stop, self.vitals, self.reaper.look).run()
+                Attempt(self.store, self.settings, self.engine, claim, self.stop, self.vitals, self._look).run()
             self._shunned.pop(job_id, None)
             self._paused = None
         except DeviceLost:

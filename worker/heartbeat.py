@@ -18,6 +18,7 @@ from typing import Self
 from jobs.errors import StoreError
 from jobs.records import Claim
 from jobs.store import Store
+from worker.metrics import SEQUENCES, TOKENS
 from worker.stop import Stop
 from worker.vitals import Vitals
 
@@ -75,6 +76,8 @@ class Heartbeat:
         self._vitals.moved()
         self.tokens += tokens
         self.sequences += sequences
+        TOKENS.inc(tokens)
+        SEQUENCES.inc(sequences)
         self.check()
 
     def check(self) -> None:

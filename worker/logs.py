@@ -3,14 +3,14 @@ job's lines out of it from any machine; the same on stderr for whoever watches t
 
 from __future__ import annotations
 
-import json
 import logging
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+
+from jobs.log_lines import JsonLines, on_stderr, send
 
 _ATTEMPT: ContextVar[dict[str, Any]] = ContextVar("attempt", default={})  # noqa: B039  never mutated, only replaced
 _LEVELS = dict.fromkeys(("jobs", "worker", "sequence_processing", "rlp_datasets"), logging.INFO)
@@ -27,37 +27,10 @@ def logging_for(job: str, shard: int, attempt: int) -> Iterator[None]:
         _ATTEMPT.reset(token)
 
 
-class _JsonLines(logging.Formatter):
-    def __init__(self, worker_id: str) -> None:
-        super().__init__()
-        self._worker_id = worker_id
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "worker": self._worker_id,
-            **_ATTEMPT.get(),
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        elif stacks := getattr(record, "stacks", None):  # of all threads, from the watchdog
-            line["traceback"] = stacks
-        return json.dumps(line, ensure_ascii=False)
-
-
 def log_to(file: Path, worker_id: str, *, quiet: bool) -> None:
     """Send this process's log to `file` and, unless quiet, to stderr."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(file, encoding="utf-8", errors="replace")]
-    handlers[0].setFormatter(_JsonLines(worker_id))
-    if not quiet:
-        handlers.append(logging.StreamHandler())
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    for package, level in _LEVELS.items():
-        logger = logging.getLogger(package)
-        logger.setLevel(level)
-        logger.propagate = False
-        for handler in handlers:
-            logger.addHandler(handler)
+    lines = JsonLines(lambda: {"worker": worker_id, **_ATTEMPT.get()})
+    to_file = logging.FileHandler(file, encoding="utf-8", errors="replace")
+    to_file.setFormatter(lines)
+    send(_LEVELS, [to_file] if quiet else [to_file, on_stderr(lines)])

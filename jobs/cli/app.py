@@ -87,6 +87,7 @@ def build() -> typer.Typer:
     app.command()(workers.workers)
     app.command()(doctor.doctor)
     app.command()(gc.gc)
+    app.command()(gc.delete)
     app.add_typer(db.app, name="db")
     return app
 

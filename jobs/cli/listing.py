@@ -14,7 +14,7 @@ from jobs.states import JobState, ShardState
 
 if TYPE_CHECKING:
     from jobs.client import JobHandle
-    from jobs.records import Job
+    from jobs.records import Job, Webhook
     from jobs.store import Store
 
 _REASONS_SHOWN = 5  # of shards and prompts that failed: enough to see the pattern
@@ -73,7 +73,7 @@ def status(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False
         handle = client.get(job)
         if out.as_json:
             progress = handle.progress  # reads the row again, so that both tell of one moment
-            out.json({**asdict(handle.record), "progress": progress})
+            out.json({**asdict(handle.record), "progress": progress, "webhooks": handle.webhooks})
         elif out.quiet:
             out.data(handle.id)
         else:
@@ -109,6 +109,8 @@ def _lines(handle: JobHandle) -> list[tuple[str, str]]:
         ("created", f"{moment(job.created_at)} by {job.owner}"),
         ("started", moment(job.started_at)),
         ("ended", _ended(job)),
+        ("kept", _kept(job)),
+        *(("webhook", _webhook(webhook)) for webhook in handle.webhooks),
         ("notice", job.notice or ""),
         ("error", job.error or ""),
     ]
@@ -120,6 +122,24 @@ def _ended(job: Job) -> str:
         return ""
     took = "" if job.started_at is None else f", after {seconds(job.ended_at - job.started_at)}"
     return moment(job.ended_at) + took
+
+
+def _kept(job: Job) -> str:
+    if job.ttl is None:
+        return ""
+    if job.ended_at is None:
+        return f"for {job.ttl / 86_400:g} days after its end"
+    return f"until {moment(job.ended_at + job.ttl)}, then gc deletes it"
+
+
+def _webhook(webhook: Webhook) -> str:
+    tries = "" if webhook.tries == 1 else f" at try {webhook.tries}"
+    if webhook.delivered_at is not None:
+        return f"delivered {moment(webhook.delivered_at)}{tries}"
+    if webhook.next_try_at is None:
+        return f"given up after {plural(webhook.tries, 'attempt')}: {webhook.error}"
+    failed = f": {webhook.error}" if webhook.error else ""
+    return f"tried {plural(webhook.tries, 'time')}, next {moment(webhook.next_try_at)}{failed}"
 
 
 def _reasons(store: Store, handle: JobHandle) -> list[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from jobs.errors import UsageError
+from jobs.redact import without_credentials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,8 +82,8 @@ class Output:
 
 
 def error(text: str) -> None:
-    """A failure, in one sentence that names the remedy."""
-    typer.echo(f"Error: {clean(text)}", err=True)
+    """A failure, in one sentence that names the remedy. A library's words in it may hold credentials: not shown."""
+    typer.echo(f"Error: {clean(without_credentials(text))}", err=True)
 
 
 def hint_unrung(why: str | None, out: Output) -> None:

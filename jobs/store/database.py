@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, Operati
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs.errors import StoreError
+from jobs.redact import without_credentials
 
 BUSY_SECONDS = 30  # how long to wait for another process's write, or for a row's lock
 CONNECT_SECONDS = 10
@@ -33,7 +34,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         parsed = _parse(url)
-        self.url = parsed.render_as_string(hide_password=True)
+        self.url = without_credentials(parsed.render_as_string(hide_password=True))
         self.dialect = parsed.get_backend_name()
         self.file = parsed.database if self.dialect == "sqlite" else None
         try:
@@ -77,7 +78,7 @@ class Database:
             raise StoreError(self._explain(str(error.orig))) from error
 
     def _explain(self, cause: str) -> str:
-        cause = " ".join(cause.split())
+        cause = without_credentials(" ".join(cause.split()))
         if "database is locked" in cause:
             return f"{self.url} has been locked by another process for more than {BUSY_SECONDS} s; try again"
         if "unable to open" in cause or "readonly" in cause:
@@ -92,14 +93,15 @@ class Database:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise StoreError(f"SEQPROC_DATABASE_URL is not a database URL; give one like {_EXAMPLE}") from None
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise StoreError(f"databases of kind {parsed.drivername} are not supported; give one like {_EXAMPLE}")
     if not parsed.database or parsed.database == ":memory:":
-        raise StoreError(f"{url} names no file, and other processes must see the database; give one like {_EXAMPLE}")
+        shown = without_credentials(url)
+        raise StoreError(f"{shown} names no file, and other processes must see the database; give one like {_EXAMPLE}")
     return parsed
 
 

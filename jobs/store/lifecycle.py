@@ -10,7 +10,7 @@ from jobs.states import JobState, ShardState
 from jobs.store.locked import AT_REST, LockedJob
 from jobs.store.part import IS_RUNNING, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, WORKER_COLUMNS, job_record, shard_record, worker_record
-from jobs.store.schema import attempts, jobs, now, shards
+from jobs.store.schema import attempts, jobs, now, shards, webhooks
 
 
 class Lifecycle(Part):
@@ -35,7 +35,8 @@ class Lifecycle(Part):
     def retry(self, job_id: str, *, failed_only: bool = False) -> Job:
         """Queue the failed shards of an ended job again, and unless `failed_only` the cancelled ones; done ones stay.
 
-        Their failures start from zero, their attempts go on. WrongState if the job has not ended, or has no such shard.
+        Their failures start from zero, their attempts go on. An end that was not told yet is not told any more.
+        WrongState if the job has not ended, or has no such shard.
         """
         with self.db.transaction() as connection:
             job = LockedJob.take(connection, job_id)
@@ -54,6 +55,7 @@ class Lifecycle(Part):
             if not job.counts[ShardState.DONE]:
                 job.set(identity=None)  # nothing was made yet, so whatever the model is now may be pinned
             job.save()
+            connection.execute(delete(webhooks).where(webhooks.c.job_id == job_id, webhooks.c.delivered_at.is_(None)))
             return _read(connection, job_id)
 
     def seal(self, job_id: str) -> None:
@@ -121,8 +123,24 @@ class Lifecycle(Part):
             job = LockedJob.take(connection, job_id)
             if not job.state.ended:
                 raise WrongState(f"job {job_id} is {job.state}; cancel it before deleting it")
-            job.set(deleted_at=now(), idempotency_key=None)
-            job.save()
+            _delete(job)
+
+    def past_ttl(self) -> list[str]:
+        """Ids of ended jobs that have been kept for as long as was asked. One without a ttl is never among them."""
+        with self.db.reading() as connection:
+            return list(connection.scalars(through(select(jobs.c.id).where(*_PAST_TTL), jobs, "jobs_ttl")))
+
+    def tombstone_past_ttl(self) -> list[str]:
+        """Tombstone what is past its ttl, each by itself; the ids. One that was retried meanwhile stays."""
+        gone = []
+        for job_id in self.past_ttl():
+            with self.db.transaction() as connection:
+                job = LockedJob.find(connection, job_id)
+                this = select(jobs.c.id).where(jobs.c.id == job_id, *_PAST_TTL)
+                if job is not None and connection.scalar(this) is not None:
+                    _delete(job)
+                    gone.append(job_id)
+        return gone
 
     def tombstoned(self) -> list[Job]:
         """Deleted jobs whose rows still stand."""
@@ -134,6 +152,20 @@ class Lifecycle(Part):
         """Remove the row of a deleted job, and with it its shards and attempts. Its files must be gone before."""
         with self.db.transaction() as connection:
             connection.execute(delete(jobs).where(jobs.c.id == job_id, jobs.c.deleted_at.is_not(None)))
+
+
+# `ttl IS NOT NULL` is what the partial index `jobs_ttl` holds.
+_PAST_TTL = (
+    jobs.c.ttl.is_not(None),
+    jobs.c.ended_at.is_not(None),
+    jobs.c.ended_at + jobs.c.ttl <= now(),
+    jobs.c.deleted_at.is_(None),
+)
+
+
+def _delete(job: LockedJob) -> None:
+    job.set(deleted_at=now(), idempotency_key=None)
+    job.save()
 
 
 def _read(connection: Connection, job_id: str) -> Job:

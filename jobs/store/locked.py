@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, upd
 from jobs.errors import JobNotFound
 from jobs.records import ShardResult
 from jobs.states import JOB_EDGES, SHARD_EDGES, JobState, ShardState
-from jobs.store.schema import attempts, jobs, now, shards
+from jobs.store.schema import attempts, jobs, now, shards, webhooks
 
 # Clears what belongs to a running attempt.
 AT_REST: dict[str, Any] = {"worker_id": None, "running_sequences": 0, "running_tokens": 0}
@@ -32,6 +32,7 @@ class LockedJob:
         self.sealed: bool = row.sealed
         self.counts = Counter({state: getattr(row, f"{state}_shards") for state in ShardState})
         self._changes: dict[str, Any] = {}
+        self._ends = False  # in this transaction
 
     @classmethod
     def find(cls, connection: Connection, job_id: str) -> Self | None:
@@ -57,6 +58,7 @@ class LockedJob:
         if (self.state, state) not in JOB_EDGES:
             raise AssertionError(f"job {self.id}: there is no edge {self.state} → {state}")
         self.state = state
+        self._ends = state.ended
 
     def move(self, source: ShardState, target: ShardState, *where: ColumnElement[bool], **values: Any) -> int:
         """Walk one edge with every shard in `source` for which `where` holds; how many those were."""
@@ -149,6 +151,15 @@ class LockedJob:
         counters = {f"{state}_shards": self.counts[state] for state in ShardState}
         values = {"state": self.state, "sealed": self.sealed, "revision": jobs.c.revision + 1}
         self.connection.execute(update(jobs).where(jobs.c.id == self.id).values(**values | counters | self._changes))
+        if self._ends:
+            self._tell_of_the_end()
+
+    def _tell_of_the_end(self) -> None:
+        """Whoever asked to be told will be, in the end: the row is written with the end itself."""
+        spec = self.row.spec
+        if isinstance(spec, dict) and (url := spec.get("webhook")):
+            event = {"job_id": self.id, "revision": self.row.revision + 1, "url": str(url)}
+            self.connection.execute(insert(webhooks).values(**event, next_try_at=now(), created_at=now()))
 
 
 def recount(connection: Connection, job_id: str) -> dict[str, int]:

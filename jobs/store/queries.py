@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, case, exists, func, or_, select, tuple_, update
 
 from jobs.errors import JobNotFound
-from jobs.records import Attempt, Job, Shard
+from jobs.records import Attempt, Job, Load, Shard
 from jobs.states import JobState, ShardState
 from jobs.store.locked import recount
 from jobs.store.part import IS_RUNNING, Part, through
@@ -20,7 +20,7 @@ from jobs.store.rows import (
     select_jobs,
     shard_record,
 )
-from jobs.store.schema import attempts, job_labels, jobs, shards
+from jobs.store.schema import attempts, job_labels, jobs, now, shards
 
 _PAGE = 1_000
 _SHOWN = 5  # candidates named for an ambiguous prefix
@@ -133,6 +133,26 @@ class Queries(Part):
         with self.db.reading() as connection:
             sequences, tokens = connection.execute(through(query, shards, "shards_running")).one()
         return int(sequences), int(tokens)
+
+    def load(self) -> list[Load]:
+        """All that has not ended, by queue and state. What has ended is not looked at, however much it is."""
+        counts = [func.count().label("jobs")]
+        counts += [func.sum(jobs.c[f"{state}_shards"]).label(f"{state}_shards") for state in ShardState]
+        longest = func.min(case((jobs.c.pending_shards > 0, jobs.c.waiting_since)))
+        waited = func.coalesce(now() - longest, 0.0).label("waited")
+        query = select(jobs.c.queue, jobs.c.state, *counts, waited).where(jobs.c.ended_at.is_(None))
+        query = through(query.group_by(jobs.c.queue, jobs.c.state), jobs, "jobs_open")
+        with self.db.reading() as connection:
+            rows = connection.execute(query.order_by(jobs.c.queue, jobs.c.state)).all()
+        return [
+            Load(
+                queue=row.queue,
+                state=JobState(row.state),
+                waited=max(0.0, row.waited),
+                **{count.name: int(row._mapping[count.name]) for count in counts},
+            )
+            for row in rows
+        ]
 
     def job_ids(self) -> set[str]:
         """The ids of all rows, deleted jobs included: whose folders are not orphans."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Row, Select, Table, select
 
-from jobs.records import Attempt, Job, Shard, Worker
+from jobs.records import Attempt, Job, Shard, Webhook, Worker
 from jobs.states import JobState, ShardState
-from jobs.store.schema import attempts, jobs, shards, workers
+from jobs.store.schema import attempts, jobs, shards, webhooks, workers
 
 
 def _columns(record: type, table: Table) -> list[Any]:
@@ -20,6 +20,7 @@ JOB_COLUMNS = _columns(Job, jobs)
 SHARD_COLUMNS = _columns(Shard, shards)
 ATTEMPT_COLUMNS = _columns(Attempt, attempts)
 WORKER_COLUMNS = _columns(Worker, workers)
+WEBHOOK_COLUMNS = _columns(Webhook, webhooks)
 
 
 def select_jobs() -> Select[Any]:
@@ -43,3 +44,7 @@ def attempt_record(row: Row[Any]) -> Attempt:
 
 def worker_record(row: Row[Any]) -> Worker:
     return Worker(**row._mapping)
+
+
+def webhook_record(row: Row[Any]) -> Webhook:
+    return Webhook(**row._mapping)

@@ -20,10 +20,11 @@ from jobs.store.lifecycle import Lifecycle
 from jobs.store.queries import Queries
 from jobs.store.schema import REVISION
 from jobs.store.schema import store as store_table
+from jobs.store.webhooks import Webhooks
 from jobs.store.workers import Workers
 
 
-class Store(Creation, Claims, Lifecycle, Queries, Workers):
+class Store(Creation, Claims, Lifecycle, Queries, Webhooks, Workers):
     """One database. Methods raise StoreError, in a sentence, when it does not answer."""
 
     def __init__(self, db: Database) -> None:

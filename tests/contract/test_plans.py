@@ -88,6 +88,8 @@ def test_what_workers_ask_all_the_time_scans_nothing(crowded: Store) -> None:
         crowded.running_progress(mine.job.id)
         crowded.beat(mine, sequences=1, tokens=1)
         crowded.commit(mine, result())
+        crowded.load()
+        crowded.past_ttl()
         crowded.jobs(limit=10)
         crowded.job(mine.job.id[:6])
     assert mine.shard.index == 0
@@ -97,6 +99,8 @@ def test_what_workers_ask_all_the_time_scans_nothing(crowded: Store) -> None:
         assert not unindexed.search(plan), plan
     [best_job] = [plan for plan in seen if "PARTITION BY" in plan]
     assert " jobs_open" in best_job
+    [load] = [plan for plan in seen if "AS waited" in plan]
+    assert " jobs_open" in load
     [next_shard] = [plan for plan in seen if "shards.attempt \nFROM shards" in plan]
     assert "shards_pending" in next_shard, next_shard
     assert "sort" not in next_shard.lower(), next_shard

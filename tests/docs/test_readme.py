@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from jobs.settings import Settings
 from jobs.states import JOB_EDGES
+from jobs.webhooks import signature
 from tests.docs.conftest import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()
@@ -41,6 +43,10 @@ def test_python_blocks_run_as_written(home: Path) -> None:
     assert names["client"].get(names["job"].id).record.state == "succeeded"
     model = names["model"]
     assert any(parameter.grad is not None for parameter in model.parameters()), "loss.backward() reached the model"
+    header = signature("key", int(time.time()), b"{}")
+    assert names["genuine"]("key", header, b"{}")
+    assert not names["genuine"]("key", header, b"[]")
+    assert not names["genuine"]("key", signature("key", int(time.time()) - 600, b"{}"), b"{}")
     names["client"].close()
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from sequence_processing import splits
 from sequence_processing.model import CausalModel
 
 from .support import (
@@ -230,9 +231,10 @@ class TestMicroBatches:
     def test_out_of_memory_makes_them_smaller(self, model, tokenizer):
         want = naive_gradients(model, ROWS)
         OutOfMemoryOver(model, 1)
-        processor = processor_for(model, tokenizer)
+        processor, before = processor_for(model, tokenizer), splits.count
         assert_exact(added_gradients(processor, given(ROWS)), want)
         assert [len(part.rows) for part in processor.micro_batches(given(ROWS))] == [1, 1, 1, 1]
+        assert splits.count > before
 
     def test_mistakes_are_told_at_once(self, model, tokenizer):
         processor = processor_for(model, tokenizer)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sequence_processing import GenerationConfig, PromptError, SequenceProcessor, rollout
+from sequence_processing import GenerationConfig, PromptError, SequenceProcessor, rollout, splits
 from sequence_processing.model import is_out_of_memory
 
 from .support import EOS, PHI3, ROPE_CHANGE, make_model, naive_quantities, prefix_logits, reference
@@ -196,21 +196,26 @@ class TestMemory:
         assert tokens(got) == tokens(want) and len(got[2, 1].response_ids) == 9
 
     @pytest.mark.parametrize(("rows", "at"), [(2, None), (100, 7)])
-    def test_smaller_batches_go_on_and_change_nothing(self, tokenizer, rows, at):
+    def test_smaller_batches_go_on_and_change_nothing(self, tokenizer, rows, at, caplog):
+        before = splits.count
         want = run(make_model(), tokenizer, G=4)
         model = make_model()
         OutOfMemoryOver(model, rows, at)
         told = []
         processor = SequenceProcessor(model, tokenizer, GenerationConfig(max_new_tokens=16))
-        got = list(processor.rollouts(PROMPTS, 4, seed=1, on_step=lambda new, live: told.append(new)))
+        with caplog.at_level("WARNING"):
+            got = list(processor.rollouts(PROMPTS, 4, seed=1, on_step=lambda new, live: told.append(new)))
+        assert splits.count - before == caplog.text.count("Out of memory with") > 0
         assert len(got) == 12  # nothing twice
         assert {(r.prompt_index, r.sample_index): r.response_ids for r in got} == tokens(want)
         assert sum(told) == sum(len(r.response_ids) for r in got) and min(told) >= 0
 
     def test_one_row_that_does_not_fit(self, model, tokenizer):
         OutOfMemoryOver(model, 0)
+        before = splits.count
         with pytest.raises(MemoryError, match=r"2 prompt tokens and up to 16 new ones"):
             run(model, tokenizer, ["hi"], 2)
+        assert splits.count == before + 1  # two rows became one, and one cannot become less
 
 
 @pytest.mark.parametrize(

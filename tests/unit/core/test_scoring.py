@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sequence_processing import GenerationConfig, PromptError, SequenceProcessor, scoring
+from sequence_processing import GenerationConfig, PromptError, SequenceProcessor, scoring, splits
 from sequence_processing.distribution import Policy
 from sequence_processing.forwards import score_rows
 from sequence_processing.head import Head, find_head, product
@@ -303,11 +303,13 @@ class TestTokenBudget:
         assert fed.shapes[1:] == [(1, 31)] * 3
 
     def test_out_of_memory_halves_it(self, model, caplog):
+        before = splits.count
         OutOfMemoryOver(model, 2)
         pairs = [Pair([n] * 9, [1]) for n in range(7)]
         with caplog.at_level("WARNING"):
             assert len(in_order(score(CausalModel(model), pairs, Policy(), TokenBudget(1000)))) == 7
         assert "Out of memory with 7 rows; going on with 35 tokens." in caplog.text
+        assert splits.count - before == caplog.text.count("Out of memory with") > 0
         OutOfMemoryOver(model, 0, at=2)
         model.forward.rows, model.forward.calls = 100, 0
         with pytest.raises(MemoryError, match="One sequence of 10 tokens does not fit"):
