@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.errors import JobNotFound, ResultsError, StoreError
 from jobs.manifest import ensure_manifest
@@ -25,6 +26,7 @@ from worker.engine import Engine
 from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
 from worker.stop import Stop
+from worker.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +64,16 @@ class Drain:
     queues: Sequence[str]
     stop: Stop
     reaper: Reaper = field(init=False)
+    turns: Turns = field(init=False)
     _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
     _paused: _Pause | None = None  # nothing can be run here
     _astray: bool = False  # the database went away with a claim of ours in an unknown state
+    _looked: float = 0.0  # when the shards of others were last looked after (monotonic)
+    _state: dict[str, Any] = field(default_factory=dict)  # what the last shard left this worker with: its row's columns
 
     def __post_init__(self) -> None:
         self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
+        self.turns = Turns(self.settings.age_limit_seconds)
 
     def register(self) -> None:
         """Enter this process among the workers."""
@@ -106,16 +112,18 @@ class Drain:
         if self._astray:
             self.store.hand_back_all(self.worker_id, "the database was away")
             self._astray = False
-        if not self.store.worker_beat(self.worker_id):
-            self.register()
         ran = 0
         while not self.stop.is_set():
-            self.reaper.look()
-            claim = self._claim()
+            claim = self._claim()  # first of all: whoever rang is waiting for it
             if claim is None:
+                if self._look():
+                    continue
                 break
             self._run(claim)
             ran += 1
+            if time.monotonic() - self._looked >= self.settings.heartbeat_seconds:
+                self._look()
+        self._tell(job_id=None, shard=None, tokens_per_second=None)
         self._tidy()
         return ran
 
@@ -129,6 +137,18 @@ class Drain:
             return failure
         return None
 
+    def _look(self) -> int:
+        """Look after the shards of other workers; how many were taken back."""
+        reaped = self.reaper.look()
+        self._looked = time.monotonic()
+        return reaped
+
+    def _tell(self, **doing: Any) -> None:
+        """Show people that this worker lives, what it is doing, and what the last shard left it with."""
+        if not self.store.worker_beat(self.worker_id, **self._state, **doing):
+            self.register()  # its row was lost
+            self.store.worker_beat(self.worker_id, **self._state, **doing)
+
     def _claim(self) -> Claim | None:
         if self._paused is not None and not self._paused.over:
             return None
@@ -136,29 +156,30 @@ class Drain:
             self.worker_id,
             queues=self.queues,
             model=self.engine.loaded,
-            age_limit=self.settings.age_limit_seconds,
+            age_limit=self.turns.age_limit,
+            served=self.turns.served,
             exclude=[job_id for job_id, pause in self._shunned.items() if not pause.over],
         )
 
     def _run(self, claim: Claim) -> None:
-        job_id, paused = claim.job.id, None
-        self.store.worker_beat(self.worker_id, job_id=job_id, shard=claim.shard.index, paused=None)
+        job_id = claim.job.id
+        self._state["paused"] = None
+        self._tell(job_id=job_id, shard=claim.shard.index)
         try:
-            with logging_for(job_id, claim.shard.index, claim.shard.attempt):
+            with self.turns.serving(claim), logging_for(job_id, claim.shard.index, claim.shard.attempt):
                 Attempt(self.store, self.settings, self.engine, claim, self.stop, self.reaper.look).run()
             self._shunned.pop(job_id, None)
             self._paused = None
         except DeviceLost:
             raise
         except MachineFault as fault:
-            paused = str(fault)
-            self._paused = self._paused.again(paused) if self._paused else _Pause(paused)
+            self._state["paused"] = reason = str(fault)
+            self._paused = self._paused.again(reason) if self._paused else _Pause(reason)
         except WorkerFault as fault:
-            paused, before = str(fault), self._shunned.get(job_id)
-            self._shunned[job_id] = before.again(paused) if before else _Pause(paused)
+            self._state["paused"], before = str(fault), self._shunned.get(job_id)
+            self._shunned[job_id] = before.again(str(fault)) if before else _Pause(str(fault))
         loaded = self.engine.loaded
-        told = {"model": loaded[0] if loaded else None, "device": self.engine.device, "paused": paused}
-        self.store.worker_beat(self.worker_id, job_id=None, shard=None, tokens_per_second=None, **told)
+        self._state |= {"model": loaded[0] if loaded else None, "device": self.engine.device}
         self._manifest(job_id)
 
     def _cannot(self) -> str | None:
