@@ -31,15 +31,15 @@ def find_binaries() -> Path | None:
 
 
 @contextmanager
-def server(binaries: Path) -> Iterator[str]:
-    """Runs a server; yields the URL of its database `postgres`."""
+def server(binaries: Path, *, durable: bool = False) -> Iterator[str]:
+    """Runs a server; yields the URL of its database `postgres`. `durable`: syncs every commit, as a real one does."""
     folder = Path(mkdtemp(prefix="seqproc-pg-", dir="/tmp"))  # a socket's path must be short
     as_user: dict[str, Any] = {}
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         os.chown(folder, nobody.pw_uid, nobody.pw_gid)
         as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    data, port = folder / "data", _free_port()
+    data, port = folder / "data", free_port()
     init = [
         binaries / "initdb",
         "-D",
@@ -53,8 +53,9 @@ def server(binaries: Path) -> Iterator[str]:
         "--no-sync",
         "--locale=C.UTF-8",
     ]
-    # Nothing here outlives a crash, so nothing need be synced.
-    settings = [f"port={port}", "fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=60"]
+    settings = [f"port={port}", "max_connections=60"]
+    if not durable:  # nothing here outlives a crash, so nothing need be synced
+        settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
     options = [item for s in [*settings, f"unix_socket_directories={folder}"] for item in ("-c", s)]
     try:
         subprocess.run(init, check=True, capture_output=True, cwd=folder, **as_user)
@@ -73,7 +74,7 @@ def server(binaries: Path) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

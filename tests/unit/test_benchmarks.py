@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks import core, gpu, limits, measures, models, sequences, usual
-from benchmarks.sequences import Wrong
 from benchmarks.workload import TEMPLATE, Workload, response_lengths, w1
+from benchmarks.wrong import Wrong
 from sequence_processing import SequenceProcessor, distribution
 
 SMALL = Workload(prompts=[[5, 6, 7, 8, 9], [5, 6, 11]], lengths=[[3, 1], [2, 4]])
