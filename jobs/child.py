@@ -16,8 +16,8 @@ from jobs.errors import CannotGoOn, SeqprocError
 from jobs.processes import is_dead
 from jobs.records import Job
 from jobs.store import Store
+from jobs.store.workers import SEEN_WITHIN
 
-_SILENT = 60.0  # seconds: workers are seen about every second, so one silent for so long is not counted on
 _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
 
@@ -26,7 +26,8 @@ def serving(store: Store, queue: str) -> bool:
     """Whether a worker of this queue is alive, as far as this host can know."""
     now = store.clock()
     return any(
-        queue in worker.queues and not is_dead(worker) and now - worker.seen_at < _SILENT for worker in store.workers()
+        queue in worker.queues and not is_dead(worker) and now - worker.seen_at < SEEN_WITHIN
+        for worker in store.workers()
     )
 
 

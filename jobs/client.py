@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from pydantic import SecretStr
 
 from jobs.child import ChildWorker
+from jobs.doorbell import Doorbell
 from jobs.errors import ResultsError, SpecError, StoreError, UsageError
 from jobs.logs import job_log
 from jobs.manifest import ensure_manifest
@@ -60,11 +61,20 @@ class Progress:
 class JobHandle:
     """One job: what it is (`record`), how far it is (`progress`), and its results."""
 
-    def __init__(self, client: Client, record: Job, *, created: bool = True, ignored_columns: list[str] | None = None):
+    def __init__(
+        self,
+        client: Client,
+        record: Job,
+        *,
+        created: bool = True,
+        ignored_columns: list[str] | None = None,
+        unrung: str | None = None,
+    ):
         self._client = client
         self.record = record
         self.created = created
         self.ignored_columns = ignored_columns or []
+        self.unrung = unrung  # why idle workers could not be rung; they find the job at their next look
 
     def __repr__(self) -> str:
         return f"JobHandle({self.id}, {self.record.state}, {self.record.done_shards}/{self.record.num_shards} shards)"
@@ -163,6 +173,8 @@ class JobHandle:
     def retry(self, *, failed_only: bool = False) -> Job:
         """Queue what failed, and unless `failed_only` what was cancelled, again. What is done is not made twice."""
         self.record = self._client.store.retry(self.id, failed_only=failed_only)
+        bell = Doorbell(self._client.store, self._client.settings)
+        self.unrung = bell.ring(self.record.queue, self.record.pending_shards)
         return self.record
 
     @property
@@ -233,7 +245,7 @@ class Client:
             stdin=stdin,
             progress=on_prompt,
         )
-        return JobHandle(self, done.job, created=done.created, ignored_columns=done.ignored_columns)
+        return JobHandle(self, done.job, created=done.created, ignored_columns=done.ignored_columns, unrung=done.unrung)
 
     def plan(
         self,

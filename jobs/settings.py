@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -59,13 +61,29 @@ class Settings(BaseSettings):
     def _commas(cls, value: object) -> object:
         return tuple(filter(None, (name.strip() for name in value.split(",")))) if isinstance(value, str) else value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            good = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if value and not (good and re.fullmatch(r"/?\d*", parts.path)):
+            # Without what was found: it may hold a password.
+            raise ValueError("give a URL like redis://:password@host:6379/0, odd characters of the password as %XX")
+        return value
+
     @classmethod
     def load(cls) -> Settings:
         """Settings from the environment; raises UsageError with a sentence for each variable that does not parse."""
         try:
             return cls()
         except ValidationError as error:
-            lines = [f"SEQPROC_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+            lines = [
+                f"SEQPROC_{'_'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            ]
             raise UsageError("a setting in the environment is wrong\n" + "\n".join(lines)) from None
 
     @property

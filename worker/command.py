@@ -40,6 +40,7 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     from jobs.paths import worker_log
     from jobs.store import Store
     from jobs.store_id import check_root
+    from worker.bell import the_bell
     from worker.drain import Drain
     from worker.engine import CoreEngine
     from worker.faults import DeviceLost
@@ -56,20 +57,21 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
         check_root(store, settings.results)
         worker_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         log_to(worker_log(settings.results, worker_id), worker_id, quiet=quiet)
-        drain = Drain(store, settings, CoreEngine(settings.trusted_models), worker_id, queues, stop)
-        drain.register()
-        try:
-            if not idle_exit:
-                drain.until_stopped()
-            elif (why := drain.until_idle()) is not None:
-                raise CannotGoOn(why)
-        except DeviceLost as lost:
-            raise CannotGoOn(f"{lost}; start a new worker") from lost
-        finally:
-            # Also when a second signal cut a shard short: what is ours goes back before nobody answers for it.
-            with suppress(StoreError):
-                store.hand_back_all(worker_id, "the worker left")
-                store.forget_worker(worker_id)
+        with the_bell(store, settings, queues) as bell:
+            drain = Drain(store, settings, CoreEngine(settings.trusted_models), worker_id, queues, stop, bell)
+            drain.register()
+            try:
+                if not idle_exit:
+                    drain.until_stopped()
+                elif (why := drain.until_idle()) is not None:
+                    raise CannotGoOn(why)
+            except DeviceLost as lost:
+                raise CannotGoOn(f"{lost}; start a new worker") from lost
+            finally:
+                # Also when a second signal cut a shard short: what is ours goes back before nobody answers for it.
+                with suppress(StoreError):
+                    store.hand_back_all(worker_id, "the worker left")
+                    store.forget_worker(worker_id)
     finally:
         store.close()
 

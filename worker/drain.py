@@ -1,9 +1,9 @@
 """Claim the best shard, run it, commit, again, until nothing is left: the whole life of a worker.
 
-A ring, a poll and a start all mean the same: look. Between shards the drain reaps what dead workers left behind and
-writes manifests that fell behind. A job that cannot be had here is left to others for a while; a fault of the machine
-itself (disk, results folder) pauses everything. A database that is away is waited for, and what was claimed when it
-went is handed back when it answers again.
+A ring, a poll and a start all mean the same: look. A claim that leaves more pending rings once more. Between shards the
+drain reaps what dead workers left behind and writes manifests that fell behind. A job that cannot be had here is left
+to others for a while; a fault of the machine itself (disk, results folder) pauses everything. A database that is away
+is waited for, and what was claimed when it went is handed back when it answers again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.doorbell import Doorbell
 from jobs.errors import JobNotFound, ResultsError, StoreError
 from jobs.manifest import ensure_manifest
 from jobs.processes import this_process
@@ -22,6 +23,7 @@ from jobs.records import Claim
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.attempt import Attempt
+from worker.bell import Bell
 from worker.engine import Engine
 from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
@@ -31,6 +33,7 @@ from worker.turns import Turns
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 15.0, 600.0  # seconds that something which failed here is left alone, doubling
+_RING_PATIENCE = 0.2  # seconds that a shard waits for a ring to be taken
 _DATABASE_PATIENCE = 600.0  # seconds that a worker which leaves when idle waits for a database that is away
 
 
@@ -63,10 +66,13 @@ class Drain:
     worker_id: str
     queues: Sequence[str]
     stop: Stop
+    bell: Bell = field(default_factory=Bell)
     reaper: Reaper = field(init=False)
     turns: Turns = field(init=False)
+    doorbell: Doorbell = field(init=False)
     _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
     _paused: _Pause | None = None  # nothing can be run here
+    _unrung: str | None = None  # why the last ring failed
     _astray: bool = False  # the database went away with a claim of ours in an unknown state
     _looked: float = 0.0  # when the shards of others were last looked after (monotonic)
     _state: dict[str, Any] = field(default_factory=dict)  # what the last shard left this worker with: its row's columns
@@ -74,6 +80,7 @@ class Drain:
     def __post_init__(self) -> None:
         self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
         self.turns = Turns(self.settings.age_limit_seconds)
+        self.doorbell = Doorbell(self.store, self.settings, patience=_RING_PATIENCE)
 
     def register(self) -> None:
         """Enter this process among the workers."""
@@ -83,7 +90,7 @@ class Drain:
         """Work and watch until `stop` is set. Raises DeviceLost."""
         while not self.stop.is_set():
             self._patiently()
-            self.stop.wait(self.settings.poll_seconds)
+            self.bell.wait(self.stop, self.settings.poll_seconds, self._claimable)
 
     def until_idle(self) -> str | None:
         """Work until no shard of the queues is pending or running anywhere.
@@ -104,7 +111,7 @@ class Drain:
                     return None
                 if (why := self._cannot()) is not None:
                     return why
-            self.stop.wait(self.settings.poll_seconds)
+            self.bell.wait(self.stop, self.settings.poll_seconds, self._claimable)
         return None
 
     def once(self) -> int:
@@ -114,7 +121,7 @@ class Drain:
             self._astray = False
         ran = 0
         while not self.stop.is_set():
-            claim = self._claim()  # first of all: whoever rang is waiting for it
+            claim = self._claim()  # before anything else: somebody may have rung for it
             if claim is None:
                 if self._look():
                     continue
@@ -150,7 +157,7 @@ class Drain:
             self.store.worker_beat(self.worker_id, **self._state, **doing)
 
     def _claim(self) -> Claim | None:
-        if self._paused is not None and not self._paused.over:
+        if self._resting:
             return None
         return self.store.claim(
             self.worker_id,
@@ -158,13 +165,32 @@ class Drain:
             model=self.engine.loaded,
             age_limit=self.turns.age_limit,
             served=self.turns.served,
-            exclude=[job_id for job_id, pause in self._shunned.items() if not pause.over],
+            exclude=self._excluded(),
         )
+
+    def _claimable(self) -> bool:
+        """Is there a shard that a claim would take now?"""
+        return not self._resting and self.store.pending_exists(self.queues, exclude=self._excluded())
+
+    @property
+    def _resting(self) -> bool:
+        return self._paused is not None and not self._paused.over
+
+    def _excluded(self) -> list[str]:
+        return [job_id for job_id, pause in self._shunned.items() if not pause.over]
+
+    def _ring(self, claim: Claim) -> None:
+        """Wake one more worker if this claim left something for it."""
+        why = self.doorbell.ring(claim.job.queue, min(1, claim.job.pending_shards))
+        if why is not None and why != self._unrung:
+            log.warning("workers were not rung (%s); they find the shards at their next look", why)
+        self._unrung = why
 
     def _run(self, claim: Claim) -> None:
         job_id = claim.job.id
         self._state["paused"] = None
         self._tell(job_id=job_id, shard=claim.shard.index)
+        self._ring(claim)
         try:
             with self.turns.serving(claim), logging_for(job_id, claim.shard.index, claim.shard.attempt):
                 Attempt(self.store, self.settings, self.engine, claim, self.stop, self.reaper.look).run()

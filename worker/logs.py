@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _ATTEMPT: ContextVar[dict[str, Any]] = ContextVar("attempt", default={})  # noqa: B039  never mutated, only replaced
-_PACKAGES = ("jobs", "worker", "sequence_processing", "rlp_datasets")
+_LEVELS = dict.fromkeys(("jobs", "worker", "sequence_processing", "rlp_datasets"), logging.INFO)
+_LEVELS |= dict.fromkeys(("celery", "kombu"), logging.WARNING)
 
 
 @contextmanager
@@ -52,9 +53,9 @@ def log_to(file: Path, worker_id: str, *, quiet: bool) -> None:
     if not quiet:
         handlers.append(logging.StreamHandler())
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    for package in _PACKAGES:
+    for package, level in _LEVELS.items():
         logger = logging.getLogger(package)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
         logger.propagate = False
         for handler in handlers:
             logger.addHandler(handler)

@@ -85,6 +85,12 @@ def error(text: str) -> None:
     typer.echo(f"Error: {clean(text)}", err=True)
 
 
+def hint_unrung(why: str | None, out: Output) -> None:
+    """Say so if a job was stored and workers could not be rung for it."""
+    if why is not None:
+        out.hint(f"Workers were not rung ({why}); they find the job at their next look")
+
+
 def stdout_console() -> Console:
     """A console for data. Its colours follow the terminal, NO_COLOR and FORCE_COLOR."""
     return _console(sys.stdout)

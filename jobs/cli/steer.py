@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, plural
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, hint_unrung, plural
 from jobs.records import Job
 
 
@@ -35,8 +35,10 @@ def retry(
 
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:
-        record = client.get(job).retry(failed_only=failed_only)
+        handle = client.get(job)
+        record = handle.retry(failed_only=failed_only)
     _print(record, out)
+    hint_unrung(handle.unrung, out)
     out.hint(f"{plural(record.pending_shards, 'shard')} to do. Run and follow it: seqproc wait {record.id}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from jobs.cli.follow import follow
-from jobs.cli.output import JsonFlag, Output, QuietFlag, plural, stderr_console
+from jobs.cli.output import JsonFlag, Output, QuietFlag, hint_unrung, plural, stderr_console
 from jobs.cli.spec_options import to_fields
 from jobs.errors import UsageError
 
@@ -112,6 +112,7 @@ def _announce(handle: JobHandle, out: Output) -> None:
         out.hint(f"Submitted before under this idempotency key; this is that job, {job.state}")
     if handle.ignored_columns:
         out.hint(f"Columns that say nothing to a job were left alone: {', '.join(handle.ignored_columns)}")
+    hint_unrung(handle.unrung, out)
     if not out.as_json:
         out.data(job.id)
 

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from jobs.settings import Settings
 from jobs.store import migrate as migration
+from jobs.store.changes import Changes
 from jobs.store.claims import Claims
 from jobs.store.creation import Creation
 from jobs.store.database import Database
@@ -69,6 +70,10 @@ class Store(Creation, Claims, Lifecycle, Queries, Workers):
         """A uuid made by the first migration, which a results root must bear."""
         with self.db.reading() as connection:
             return str(connection.execute(select(store_table.c.id)).scalar_one())
+
+    def changes(self) -> Changes | None:
+        """What tells cheaply whether anything was written; None for a database that cannot."""
+        return Changes(self.db.file) if self.db.file else None
 
     def schema_version(self) -> tuple[str | None, str]:
         """(the database's schema, the one that this version speaks)."""

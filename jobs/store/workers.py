@@ -14,6 +14,8 @@ from jobs.store.part import Part
 from jobs.store.rows import WORKER_COLUMNS, worker_record
 from jobs.store.schema import now, workers
 
+SEEN_WITHIN = 60.0  # seconds: workers are seen about every second, so one silent for so long is not counted on
+
 
 class Workers(Part):
     def register_worker(self, worker_id: str, process: ProcessName, *, queues: Sequence[str], device: str = "") -> None:
@@ -43,6 +45,12 @@ class Workers(Part):
         with self.db.reading() as connection:
             rows = connection.execute(select(*WORKER_COLUMNS).order_by(workers.c.started_at, workers.c.id))
             return [worker_record(row) for row in rows]
+
+    def idle_workers(self, queue: str) -> int:
+        """How many workers of the queue have nothing to do, as far as they were seen of late."""
+        at_rest = (workers.c.job_id.is_(None), workers.c.paused.is_(None), workers.c.seen_at > now() - SEEN_WITHIN)
+        with self.db.reading() as connection:
+            return sum(queue in queues for queues in connection.scalars(select(workers.c.queues).where(*at_rest)))
 
     def clock(self) -> float:
         """Seconds since the epoch by the database's clock, which every time in it was taken from."""

@@ -12,14 +12,6 @@ from jobs.settings import Settings
 from jobs.store import Store
 
 
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with the schema in it, to be copied."""
-    settings = Settings(home=tmp_path_factory.mktemp("migrated"))
-    Store.open(settings).close()
-    return settings.home / "seqproc.db"
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def dialect(request: pytest.FixtureRequest) -> str:
     name: str = request.param

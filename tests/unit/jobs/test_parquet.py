@@ -18,7 +18,7 @@ from jobs.files import final_name
 from jobs.jsonl import read_jsonl
 from jobs.parquet import SHARD_SCHEMA, concatenate, read_rows, read_table, write_errors, write_rows
 from jobs.snapshot import SnapshotRow
-from tests.unit.jobs.conftest import made_row
+from tests.rows import made_row
 
 
 def rows_of(*prompts: int, samples: int = 2) -> list[dict[str, Any]]:
