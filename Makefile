@@ -4,7 +4,7 @@ BIN    := .venv/bin
 # uv does not read pip's find-links by itself.
 UV     := UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q -c constraints.txt
 
-.PHONY: install demo test test-slow bench lint format clean
+.PHONY: install demo test test-slow bench bench-queue lint format clean
 
 install: .venv/.installed
 
@@ -38,6 +38,10 @@ test-slow: .venv/.installed-test
 # The core against the usual pattern and the machine, 20 minutes and more: make bench BENCH="--quick --model tiny"
 bench: .venv/.installed
 	@$(BIN)/python -m benchmarks.core $(BENCH)
+
+# The job system against bare Celery and the core alone, 15 minutes: make bench-queue BENCH="--quick"
+bench-queue: .venv/.installed-test
+	@$(BIN)/python -m benchmarks.queue $(BENCH)
 
 format: .venv/.installed-test
 	$(BIN)/ruff check --fix .

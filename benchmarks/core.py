@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import limits, machine, measures
-from benchmarks.sequences import Wrong
 from benchmarks.workload import DIGEST
+from benchmarks.wrong import Wrong
 from rlp_datasets import DatasetError
 
 T = TypeVar("T")

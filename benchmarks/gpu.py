@@ -24,8 +24,9 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from benchmarks import limits, machine, models, usual
-from benchmarks.sequences import Wrong, check_lengths, check_results, check_row, given
+from benchmarks.sequences import check_lengths, check_results, check_row, given
 from benchmarks.workload import LONGEST, G, Workload, response_lengths
+from benchmarks.wrong import Wrong
 from sequence_processing import GenerationConfig, SequenceProcessor
 
 BATCHES = (64, 128, 256, 512, 1024)  # rows, G of them a prompt

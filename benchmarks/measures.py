@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from benchmarks import limits, machine, models, usual
-from benchmarks.sequences import Wrong, check_lengths, check_results, given
+from benchmarks.sequences import check_lengths, check_results, given
 from benchmarks.workload import LONGEST, Workload, w1
+from benchmarks.wrong import Wrong
 from rlp_datasets import DATASET_REGISTRY
 from sequence_processing import BatchedSequences, GenerationConfig, SequenceProcessor, distribution, load_model
 

@@ -8,11 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.workload import Workload
+from benchmarks.wrong import Wrong
 from sequence_processing import BatchedSequences, LogprobResults
-
-
-class Wrong(RuntimeError):
-    """A measured run gave something else than it was asked for: then no figure of it means anything."""
 
 
 def given(workload: Workload, vocab_size: int, device: torch.device | str = "cpu") -> BatchedSequences:

@@ -184,6 +184,7 @@ class Claim:
     job: Job
     shard: Shard
     worker_id: str
+    aged: bool = False  # taken out of its turn, because its job had not been served for the age limit
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -31,8 +31,8 @@ def find_binaries() -> Path | None:
 
 
 @contextmanager
-def server(binaries: Path) -> Iterator[str]:
-    """Runs a server; yields the URL of its database `postgres`."""
+def server(binaries: Path, *, durable: bool = False) -> Iterator[str]:
+    """Runs a server; yields the URL of its database `postgres`. `durable`: syncs every commit, as a real one does."""
     folder = Path(mkdtemp(prefix="seqproc-pg-", dir="/tmp"))  # a socket's path must be short
     as_user: dict[str, Any] = {}
     if os.geteuid() == 0:
@@ -53,8 +53,9 @@ def server(binaries: Path) -> Iterator[str]:
         "--no-sync",
         "--locale=C.UTF-8",
     ]
-    # Nothing here outlives a crash, so nothing need be synced.
-    settings = [f"port={port}", "fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=60"]
+    settings = [f"port={port}", "max_connections=60"]
+    if not durable:  # nothing here outlives a crash, so nothing need be synced
+        settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
     options = [item for s in [*settings, f"unix_socket_directories={folder}"] for item in ("-c", s)]
     try:
         subprocess.run(init, check=True, capture_output=True, cwd=folder, **as_user)

@@ -1,6 +1,6 @@
 """A Redis server for the tests: found on this machine or in the wheel, started in a folder of its own, with a password.
 
-It keeps nothing on disk, so that one which is started again is empty.
+It keeps nothing on disk, so that one which is started again is empty; a durable one syncs every second.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def find_binary() -> Path | None:
 class RedisServer:
     """One server on one port; it can be stopped, frozen and started again."""
 
-    def __init__(self, binary: Path, folder: Path) -> None:
-        self._binary, self._folder = binary, folder
+    def __init__(self, binary: Path, folder: Path, *, durable: bool = False) -> None:
+        self._binary, self._folder, self._durable = binary, folder, durable
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port: int = probe.getsockname()[1]
@@ -47,7 +47,7 @@ class RedisServer:
 
     def start(self) -> None:
         options = ["--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
-        options += ["--requirepass", PASSWORD, "--appendonly", "no", "--save", ""]
+        options += ["--requirepass", PASSWORD, "--appendonly", "yes" if self._durable else "no", "--save", ""]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen([self._binary, *options], stdout=log, stderr=log, cwd=self._folder)
         client = self.client()
@@ -84,10 +84,10 @@ class RedisServer:
 
 
 @contextmanager
-def server(binary: Path) -> Iterator[RedisServer]:
+def server(binary: Path, *, durable: bool = False) -> Iterator[RedisServer]:
     """Runs a server."""
     folder = Path(mkdtemp(prefix="seqproc-redis-"))
-    made = RedisServer(binary, folder)
+    made = RedisServer(binary, folder, durable=durable)
     try:
         made.start()
         yield made

@@ -87,7 +87,7 @@ class Attempt:
         job = self.claim.job
         with heartbeat.deaf():
             identity = self._prepare()
-        pinned = self.store.pin_identity(self.claim, identity)
+        pinned = job.identity if job.identity == identity else self.store.pin_identity(self.claim, identity)
         if pinned != identity:
             differs = ", ".join(sorted(k for k in pinned.keys() | identity.keys() if pinned.get(k) != identity.get(k)))
             raise WorkerFault(f"{job.model} here is not what the job began with: other {differs}; bring the same files")

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.doorbell import Doorbell
 from jobs.errors import JobNotFound, ResultsError, StoreError
@@ -29,6 +30,7 @@ from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
 from worker.metrics import LEASE_EXPIRIES
 from worker.stop import Stop
+from worker.turns import Turns
 from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -69,15 +71,18 @@ class Drain:
     stop: Stop
     bell: Bell = field(default_factory=Bell)
     reaper: Reaper = field(init=False)
+    turns: Turns = field(init=False)
     doorbell: Doorbell = field(init=False)
     vitals: Vitals = field(init=False)
     _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
     _paused: _Pause | None = None  # nothing can be run here
     _unrung: str | None = None  # why the last ring failed
     _astray: bool = False  # the database went away with a claim of ours in an unknown state
+    _looked: float = 0.0  # when the shards of others were last looked after (monotonic)
 
     def __post_init__(self) -> None:
         self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
+        self.turns = Turns(self.settings.age_limit_seconds)
         self.doorbell = Doorbell(self.store, self.settings, patience=_RING_PATIENCE)
         self.vitals = Vitals(lambda: self.engine.device)
 
@@ -126,14 +131,16 @@ class Drain:
         ran = 0
         while not self.stop.is_set():
             claim = self._claim()  # before anything else: somebody may have rung for it
-            if claim is not None:
-                self._run(claim)
-                self.vitals.moved()
-                ran += 1
-            if not self._look() and claim is None:
+            if claim is None:
+                if self._look():
+                    continue
                 break
-        if not self.store.worker_beat(self.worker_id, paused=self._why_paused(), **self.vitals.memory):
-            self.register()
+            self._run(claim)
+            self.vitals.moved()
+            ran += 1
+            if time.monotonic() - self._looked >= self.settings.heartbeat_seconds:
+                self._look()
+        self._tell(job_id=None, shard=None, tokens_per_second=None)
         self._tidy()
         return ran
 
@@ -148,10 +155,20 @@ class Drain:
         return None
 
     def _look(self) -> int:
-        """After the shards of workers that died; how many were taken back."""
+        """Look after the shards of other workers; how many were taken back."""
         expired = self.reaper.look()
         LEASE_EXPIRIES.inc(expired)
+        self._looked = time.monotonic()
         return expired
+
+    def _tell(self, **doing: Any) -> None:
+        """Show people that this worker lives, how it is, and what it is doing."""
+        loaded = self.engine.loaded
+        told = {"model": loaded[0] if loaded else None, "device": shown(self.engine.device)}
+        told |= {"paused": self._why_paused(), **self.vitals.memory, **doing}
+        if not self.store.worker_beat(self.worker_id, **told):
+            self.register()  # its row was lost
+            self.store.worker_beat(self.worker_id, **told)
 
     def _claim(self) -> Claim | None:
         if self._resting:
@@ -160,7 +177,8 @@ class Drain:
             self.worker_id,
             queues=self.queues,
             model=self.engine.loaded,
-            age_limit=self.settings.age_limit_seconds,
+            age_limit=self.turns.age_limit,
+            served=self.turns.served,
             exclude=self._excluded(),
         )
 
@@ -184,10 +202,10 @@ class Drain:
 
     def _run(self, claim: Claim) -> None:
         job_id = claim.job.id
-        self.store.worker_beat(self.worker_id, job_id=job_id, shard=claim.shard.index, paused=None)
+        self._tell(job_id=job_id, shard=claim.shard.index)
         self._ring(claim)
         try:
-            with logging_for(job_id, claim.shard.index, claim.shard.attempt):
+            with self.turns.serving(claim), logging_for(job_id, claim.shard.index, claim.shard.attempt):
                 Attempt(self.store, self.settings, self.engine, claim, self.stop, self.vitals, self._look).run()
             self._shunned.pop(job_id, None)
             self._paused = None
@@ -198,10 +216,6 @@ class Drain:
         except WorkerFault as fault:
             before = self._shunned.get(job_id)
             self._shunned[job_id] = before.again(str(fault)) if before else _Pause(str(fault))
-        loaded = self.engine.loaded
-        told = {"model": loaded[0] if loaded else None, "device": shown(self.engine.device)}
-        told |= {"job_id": None, "shard": None, "tokens_per_second": None, "paused": self._why_paused()}
-        self.store.worker_beat(self.worker_id, **told)
         self._manifest(job_id)
 
     def _why_paused(self) -> str | None:

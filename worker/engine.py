@@ -14,6 +14,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -235,7 +236,6 @@ class CoreEngine:
     def details(self) -> dict[str, Any]:
         import torch
 
-        packages = ("sequence-processor", "torch", "transformers", "peft", "tokenizers")
         return {
             "device": self.device,
             "dtype": str(self._model.dtype).removeprefix("torch."),
@@ -243,8 +243,14 @@ class CoreEngine:
             "drift": self._drifts.get(self._job_id),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
+            **_versions(),
         }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = ("sequence-processor", "torch", "transformers", "peft", "tokenizers")
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _spread(count: int) -> set[int]:

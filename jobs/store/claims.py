@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, and_, case, false, func, or_, select, update
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from jobs.records import Beat, Claim, ShardResult
 from jobs.states import JobState, ShardState
 from jobs.store.locked import LockedJob
 from jobs.store.part import IS_PENDING, IS_RUNNING, Part, through
-from jobs.store.rows import SHARD_COLUMNS, job_record, select_jobs, shard_record
+from jobs.store.rows import job_record, shard_record
 from jobs.store.schema import jobs, now, shards
 
 LoadedModel = tuple[str, str | None]  # (model, adapter)
@@ -31,22 +31,26 @@ class Claims(Part):
         *,
         queues: Sequence[str],
         model: LoadedModel | None,
-        age_limit: float,
+        age_limit: float | None,
+        served: Sequence[str] = (),
         exclude: Collection[str] = (),
     ) -> Claim | None:
         """Take the best pending shard of the best job; None if nothing is pending in these queues.
 
-        The job: one not served for `age_limit` seconds first, then by priority, by the fewest running shards of its
-        owner, by `model` (the one loaded: model, adapter), by age. Its shard: the lowest.
+        The job: an aged one first, of which no shard runs and none has ended for `age_limit` seconds, and of several
+        the one that waits longest; so each of them is served in its turn, whatever stands below. Then by priority; by
+        the fewest running shards of its owner; by `model`, the one loaded (model, adapter), its base; by the owner
+        whom this worker has not served for longest (`served`: the owners it has, latest last); by the adapter; by the
+        fewest sequences left to make; by age. Its shard: the lowest. Without `age_limit` no job is aged.
         """
         while True:
             with self.db.reading() as connection:  # an idle look takes no write lock
-                job_id = connection.execute(_best_job(queues, model, age_limit, exclude)).scalar()
-            if job_id is None:
+                best = connection.execute(_best_job(queues, model, age_limit, served, exclude)).one_or_none()
+            if best is None:
                 return None
             # One job's lock a transaction: two claimers that each went on to the other's job would wait for ever.
             with self.db.transaction() as connection:
-                claim = _claim_in(connection, job_id, worker_id)
+                claim = _claim_in(connection, best.id, worker_id, aged=best.aged)
             if claim is not None:
                 return claim  # else another claimer took the last one: look again
 
@@ -183,49 +187,52 @@ def _claimable(columns: Columns, queues: Sequence[str], exclude: Collection[str]
 
 # What the choice of a job looks at.
 _CHOICE = [
-    *(jobs.c.id, jobs.c.state, jobs.c.ended_at, jobs.c.queue, jobs.c.pending_shards),
-    *(jobs.c.waiting_since, jobs.c.priority, jobs.c.model, jobs.c.adapter, jobs.c.created_at),
+    *(jobs.c.id, jobs.c.state, jobs.c.ended_at, jobs.c.queue, jobs.c.pending_shards, jobs.c.running_shards),
+    *(jobs.c.waiting_since, jobs.c.priority, jobs.c.owner, jobs.c.model, jobs.c.adapter, jobs.c.created_at),
+    (jobs.c.num_sequences - jobs.c.done_sequences).label("left"),
 ]
 
 
 def _best_job(
-    queues: Sequence[str], model: LoadedModel | None, age_limit: float, exclude: Collection[str]
-) -> Select[str]:
+    queues: Sequence[str],
+    model: LoadedModel | None,
+    age_limit: float | None,
+    served: Sequence[str],
+    exclude: Collection[str],
+) -> Select[tuple[str, bool]]:
     # An owner's share counts in every queue, so it is summed up before the queues are chosen.
     share = func.sum(jobs.c.running_shards).over(partition_by=jobs.c.owner).label("share")
     unended = through(select(*_CHOICE, share).where(jobs.c.ended_at.is_(None)), jobs, "jobs_open")
     job = unended.subquery("job").c
-    order: list[ColumnElement[Any]] = [
-        case((now() - job.waiting_since > age_limit, 0), else_=1),
-        job.priority.desc(),
-        job.share,
-    ]
+    aged: ColumnElement[bool] = false()
+    order: list[ColumnElement[Any]] = [job.priority.desc(), job.share]
+    if age_limit is not None:
+        aged = and_(job.running_shards == 0, now() - job.waiting_since > age_limit)
+        order.insert(0, case((aged, job.waiting_since)).nulls_last())
+    if model is not None:
+        order.append(case((job.model == model[0], 0), else_=1))
+    if served:
+        turns = {owner: turn for turn, owner in enumerate(served, start=1)}
+        order.append(case(turns, value=job.owner, else_=0))
     if model is not None:
         # `==` with None is SQL's IS NULL: a job without an adapter fits a model loaded without one.
         order.append(case((and_(job.model == model[0], job.adapter == model[1]), 0), else_=1))
-    query = select(job.id).where(*_claimable(job, queues, exclude))
-    return query.order_by(*order, job.created_at, job.id).limit(1)
+    query = select(job.id, aged.label("aged")).where(*_claimable(job, queues, exclude))
+    return query.order_by(*order, job.left, job.created_at, job.id).limit(1)
 
 
-def _next_shard(job_id: str) -> Select[Any]:
-    query = select(shards.c.index, shards.c.attempt).where(shards.c.job_id == job_id, IS_PENDING)
-    return through(query.order_by(shards.c.index).limit(1), shards, "shards_pending")
+def _next_shard(job_id: str) -> ScalarSelect[int]:
+    query = select(shards.c.index).where(shards.c.job_id == job_id, IS_PENDING)
+    lowest = through(query.order_by(shards.c.index).limit(1), shards, "shards_pending")
+    return lowest.correlate(None).scalar_subquery()  # of its own, though it stands in an update of the same table
 
 
-def _claim_in(connection: Connection, job_id: str, worker_id: str) -> Claim | None:
+def _claim_in(connection: Connection, job_id: str, worker_id: str, *, aged: bool) -> Claim | None:
     job = LockedJob.find(connection, job_id)
     if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING) or not job.counts[ShardState.PENDING]:
         return None
-    index, attempt = connection.execute(_next_shard(job_id)).one()
-    attempt += 1
-    fresh = {"attempt": attempt, "worker_id": worker_id, "beat": 0, "claimed_at": now()}
-    job.move(ShardState.PENDING, ShardState.RUNNING, shards.c.index == index, **fresh)
-    job.begin_attempt(index, attempt, worker_id)
+    shard = job.begin(_next_shard(job_id), worker_id)
     if job.state is JobState.QUEUED:
         job.enter(JobState.RUNNING)
         job.set(started_at=func.coalesce(jobs.c.started_at, now()))
-    job.set(waiting_since=now())
-    job.save()
-    shard = connection.execute(select(*SHARD_COLUMNS).where(*_shard(job_id, index))).one()
-    row = connection.execute(select_jobs().where(jobs.c.id == job_id)).one()
-    return Claim(job_record(row), shard_record(shard), worker_id)
+    return Claim(job_record(job.saved()), shard_record(shard), worker_id, aged=bool(aged))

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Update, func, insert, select, update
 
 from jobs.errors import JobNotFound
 from jobs.records import ShardResult
 from jobs.states import JOB_EDGES, SHARD_EDGES, JobState, ShardState
+from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS
 from jobs.store.schema import attempts, jobs, now, shards, webhooks
 
 # Clears what belongs to a running attempt.
@@ -62,31 +63,40 @@ class LockedJob:
 
     def move(self, source: ShardState, target: ShardState, *where: ColumnElement[bool], **values: Any) -> int:
         """Walk one edge with every shard in `source` for which `where` holds; how many those were."""
+        moved = self.connection.execute(self._moving(source, target, *where, **values)).rowcount
+        self._count(source, target, moved)
+        return moved
+
+    def _moving(self, source: ShardState, target: ShardState, *where: ColumnElement[bool], **values: Any) -> Update:
         if (source, target) not in SHARD_EDGES:
             raise AssertionError(f"job {self.id}: there is no edge {source} → {target} for a shard")
         ended = {"ended_at": now() if target.ended else None}
-        moved = self.connection.execute(
-            update(shards)
-            .where(shards.c.job_id == self.id, shards.c.state == source, *where)
-            .values(state=target, **ended | values)
-        ).rowcount
+        mine = (shards.c.job_id == self.id, shards.c.state == source)
+        return update(shards).where(*mine, *where).values(state=target, **ended | values)
+
+    def _count(self, source: ShardState, target: ShardState, moved: int) -> None:
         self.counts[source] -= moved
         self.counts[target] += moved
-        return moved
+
+    def begin(self, index: ScalarSelect[int], worker_id: str) -> Row[Any]:
+        """Claim the pending shard that `index` chooses: running, with a new attempt; the columns of a Shard."""
+        fresh = {"attempt": shards.c.attempt + 1, "worker_id": worker_id, "beat": 0, "claimed_at": now()}
+        moving = self._moving(ShardState.PENDING, ShardState.RUNNING, shards.c.index == index, **fresh)
+        shard = self.connection.execute(moving.returning(*SHARD_COLUMNS)).one()
+        self._count(ShardState.PENDING, ShardState.RUNNING, 1)
+        key = {"job_id": self.id, "shard": shard._mapping["index"], "attempt": shard.attempt}
+        self.connection.execute(insert(attempts).values(**key, worker_id=worker_id, claimed_at=shard.claimed_at))
+        return shard
 
     def running(self, index: int, attempt: int) -> Row[Any] | None:
         """The shard's row if the fence (job, shard, attempt, running) holds; it will, until the transaction ends."""
         fence = (shards.c.job_id == self.id, shards.c.index == index, shards.c.attempt == attempt)
         return self.connection.execute(select(shards).where(*fence, shards.c.state == ShardState.RUNNING)).one_or_none()
 
-    def begin_attempt(self, index: int, attempt: int, worker_id: str) -> None:
-        key = {"job_id": self.id, "shard": index, "attempt": attempt}
-        self.connection.execute(insert(attempts).values(**key, worker_id=worker_id, claimed_at=now()))
-
-    def end_attempt(self, index: int, attempt: int, outcome: str, *, error: str | None, tokens: int) -> None:
+    def end_attempt(self, index: int, attempt: int, outcome: str, *, tokens: int, **values: Any) -> None:
         """Close the record of one attempt; `tokens` of an attempt that was thrown away are what it had generated."""
         key = (attempts.c.job_id == self.id, attempts.c.shard == index, attempts.c.attempt == attempt)
-        values = {"ended_at": now(), "outcome": outcome, "error": error, "tokens": tokens}
+        values |= {"ended_at": now(), "outcome": outcome, "tokens": tokens}
         self.connection.execute(update(attempts).where(*key).values(values))
 
     def finish(self, index: int, attempt: int, result: ShardResult) -> None:
@@ -95,19 +105,19 @@ class LockedJob:
         files = {name: getattr(result, name) for name in ("file", "errors_file", "sha256")}
         worker = {"running_sequences": 0, "running_tokens": 0, "error": None}  # who made it stays on record
         self.move(ShardState.RUNNING, ShardState.DONE, shards.c.index == index, **totals, **files, **worker)
-        self.end_attempt(index, attempt, "done", error=None, tokens=result.tokens)
-        key = (attempts.c.job_id == self.id, attempts.c.shard == index, attempts.c.attempt == attempt)
-        self.connection.execute(update(attempts).where(*key).values(details=result.details))
+        self.end_attempt(index, attempt, "done", tokens=result.tokens, details=result.details)
         self.set(
             done_sequences=self.row.done_sequences + result.sequences,
             done_tokens=self.row.done_tokens + result.tokens,
             prompt_errors=self.row.prompt_errors + result.prompt_errors,
+            waiting_since=now(),
         )
 
     def fall_back(self, shard: Row[Any], outcome: str, error: str, *, failures: int = 0, limit: int = 0) -> ShardState:
         """A running shard ends without a result: pending again, or failed at the limit, or cancelled with its job.
 
-        `failures` is what this attempt adds to the shard's own; none added never fails it.
+        `failures` is what this attempt adds to the shard's own; none added never fails it, and leaves the job's place
+        in line: a worker that can run nothing of it has not served it.
         """
         index: int = shard._mapping["index"]  # a Row is a tuple, and `.index` its method
         total = shard.failures + failures
@@ -119,6 +129,8 @@ class LockedJob:
         kept = {"failures": total, "error": error if failures else shard.error}
         self.move(ShardState.RUNNING, target, shards.c.index == index, **kept, **AT_REST)
         self.end_attempt(index, shard.attempt, outcome, error=error, tokens=shard.running_tokens)
+        if failures:
+            self.set(waiting_since=now())
         self.settle()
         return target
 
@@ -148,11 +160,18 @@ class LockedJob:
 
     def save(self) -> None:
         """Write the row: state, counters, changes, and a higher revision."""
-        counters = {f"{state}_shards": self.counts[state] for state in ShardState}
-        values = {"state": self.state, "sealed": self.sealed, "revision": jobs.c.revision + 1}
-        self.connection.execute(update(jobs).where(jobs.c.id == self.id).values(**values | counters | self._changes))
+        self.connection.execute(self._saving())
         if self._ends:
             self._tell_of_the_end()
+
+    def saved(self) -> Row[Any]:
+        """As `save`, of a job that goes on, and the columns of a Job as they are then."""
+        return self.connection.execute(self._saving().returning(*JOB_COLUMNS)).one()
+
+    def _saving(self) -> Update:
+        counters = {f"{state}_shards": self.counts[state] for state in ShardState}
+        values = {"state": self.state, "sealed": self.sealed, "revision": jobs.c.revision + 1}
+        return update(jobs).where(jobs.c.id == self.id).values(**values | counters | self._changes)
 
     def _tell_of_the_end(self) -> None:
         """Whoever asked to be told will be, in the end: the row is written with the end itself."""

@@ -119,7 +119,7 @@ jobs = Table(
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
     Column("ended_at", Double),
-    Column("waiting_since", Double, nullable=False),  # created, last served or retried: what ages
+    Column("waiting_since", Double, nullable=False),  # created, retried, or its last shard ended: what ages
     Column("deleted_at", Double),
     Column("ttl", Double),  # seconds to keep the job after its end; null: for ever
     CheckConstraint(

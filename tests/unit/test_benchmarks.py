@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks import core, gpu, limits, measures, models, profile, sequences, usual
-from benchmarks.sequences import Wrong
 from benchmarks.workload import TEMPLATE, Workload, response_lengths, w1
+from benchmarks.wrong import Wrong
 from sequence_processing import SequenceProcessor, distribution
 from sequence_processing.native.ops import Kernels
 

@@ -1,0 +1,273 @@
+"""`make bench-queue`: the job system's own costs, next to bare Celery and to the core called directly, in one run.
+
+Each measurement runs in a fresh process, one after the other; workers are real processes and so are the servers. A
+table with the bars and what was measured, the plans of a claim, and as the last line of stdout one JSON object with
+everything. Exit code 1 only if an output is wrong: never for a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import crowd, latency, throughput
+from benchmarks.lanes import Servers
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    samples: int = 300  # of a latency
+    claimers: tuple[int, ...] = (1, 4, 16)
+    claim_seconds: float = 4.0
+    crowd: tuple[int, int] = (100_000, 1_000_000)  # pending and finished shards
+    pairs: int = 5
+    shards: int = 20
+    shard_prompts: int = 64
+    max_new_tokens: int = 64
+    workers: tuple[int, ...] = (1, 2, 4)
+    sleeping_shards: int = 40
+    shard_seconds: float = 0.5
+    small_jobs: int = 1_000
+
+
+QUICK = Sizes(3, (1, 2), 0.2, (1_000, 2_000), 1, 2, 2, 4, (1, 2), 4, 0.05, 20)
+
+
+@dataclass
+class Session:
+    """One run of the benchmark: its sizes, its servers, and what was measured so far, each thing once."""
+
+    sizes: Sizes
+    servers: Servers = field(default_factory=Servers)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self, name: str, function: Callable[..., Any], *args: Any, lane: str = "", **options: Any) -> Any:
+        """`function(*args, **options)` in a process of its own, on a new lane if one is named; what it raises."""
+        if name not in self.measured:
+            print(f"... {name}", file=sys.stderr, flush=True)
+            on = [self.servers.lane(lane)] if lane else []
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                self.measured[name] = pool.submit(function, *on, *args, **options).result()
+        return self.measured[name]
+
+    def latency(self, lane: str) -> dict[str, float]:
+        return self.measure(f"latency, {lane}", latency.ours, self.sizes.samples, lane=lane)
+
+    def bare_latency(self) -> dict[str, float]:
+        return self.measure("latency, bare", latency.bare, self.servers.redis(), self.sizes.samples)
+
+    def claims(self, lane: str, crowded: bool) -> dict[str, Any]:
+        options = {"workers": self.sizes.claimers, "seconds": self.sizes.claim_seconds, "lane": lane}
+        if crowded:
+            return self.measure(f"claims, {lane}, in a crowd", crowd.rates, crowd=self.sizes.crowd, **options)
+        return self.measure(f"claims, {lane}", crowd.rates, crowd=None, **options)
+
+    def overhead(self, lane: str) -> dict[str, Any]:
+        from benchmarks import system  # not above: it loads torch, and every process here imports this module
+
+        names = ("pairs", "shards", "shard_prompts", "max_new_tokens")
+        options = {name: getattr(self.sizes, name) for name in names}
+        return self.measure(f"overhead, {lane}", system.overhead, lane=lane, **options)
+
+    def scaling(self, lane: str) -> dict[str, Any]:
+        options = {"shards": self.sizes.sleeping_shards, "shard_seconds": self.sizes.shard_seconds, "lane": lane}
+        return self.measure(f"scaling, {lane}", throughput.scaling, self.sizes.workers, **options)
+
+    def small_jobs(self, lane: str) -> dict[str, Any]:
+        return self.measure(f"small jobs, {lane}", throughput.small_jobs, self.sizes.small_jobs, lane=lane)
+
+    def bare_tasks(self) -> dict[str, Any]:
+        return self.measure("tasks, bare", throughput.bare_tasks, self.servers.redis(), self.sizes.small_jobs)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value, and in words what it was made of."""
+
+    value: float
+    beside: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; a row without a bar only tells."""
+
+    title: str
+    bar: float | None
+    at_least: bool  # else at most
+    unit: str
+    of: Callable[[Session], Figure]
+
+    def verdict(self, value: float) -> str | None:
+        if self.bar is None:
+            return None
+        return "reached" if (value >= self.bar if self.at_least else value <= self.bar) else "missed"
+
+    def shown(self, value: float) -> str:
+        return f"{value:,.0f} {self.unit}" if abs(value) >= 1_000 else f"{value:.3g} {self.unit}"
+
+    @property
+    def goal(self) -> str:
+        return "" if self.bar is None else f"{'≥' if self.at_least else '≤'} {self.shown(self.bar)}"
+
+
+def against_bare(quantile: str) -> Callable[[Session], Figure]:
+    """Latency over Redis and PostgreSQL, of bare Celery's on the same Redis."""
+
+    def of(session: Session) -> Figure:
+        bare, ours = session.bare_latency(), session.latency("redis")
+        return Figure(ours[quantile] / bare[quantile], f"{ours[quantile]:.1f} ms against {bare[quantile]:.1f} ms")
+
+    return of
+
+
+def embedded_latency(session: Session) -> Figure:
+    ours = session.latency("sqlite")
+    return Figure(ours["p99"], f"p50 {ours['p50']:.1f} ms, largest {ours['max']:.1f} ms")
+
+
+def flatness(lane: str) -> Callable[[Session], Figure]:
+    """Milliseconds of a claim with its commit by one worker in a crowd, of those in tables with little else."""
+
+    def of(session: Session) -> Figure:
+        crowded, empty = session.claims(lane, True), session.claims(lane, False)
+        first = session.sizes.claimers[0]
+        took, alone = crowded["median_ms"][first], empty["median_ms"][first]
+        per_second = " / ".join(f"{rate:,.0f}" for rate in crowded["per_second"].values())
+        by = " / ".join(map(str, session.sizes.claimers))
+        return Figure(took / alone, f"{took:.2f} ms against {alone:.2f} ms; {per_second} per second by {by} workers")
+
+    return of
+
+
+def overhead(lane: str) -> Callable[[Session], Figure]:
+    """What the job system adds to the core, shard by shard."""
+
+    def of(session: Session) -> Figure:
+        report = session.overhead(lane)
+        ours, core = (report["timings"][name]["seconds"] for name in ("jobs", "core"))
+        return Figure(report["percent"], f"{ours:.2f} s against {core:.2f} s, {report['shards']} shards")
+
+    return of
+
+
+def speedup(lane: str, place: int) -> Callable[[Session], Figure]:
+    """Wall time of one job by one worker, over that by several."""
+
+    def of(session: Session) -> Figure:
+        report, count = session.scaling(lane), session.sizes.workers[place]
+        alone, seconds = report["seconds"][session.sizes.workers[0]], report["seconds"][count]
+        asleep = report["shards"] * report["shard_seconds"]
+        return Figure(alone / seconds, f"{alone:.2f} s to {seconds:.2f} s by {count}; asleep {asleep:.1f} s in all")
+
+    return of
+
+
+def small_jobs(lane: str) -> Callable[[Session], Figure]:
+    def of(session: Session) -> Figure:
+        report, bare = session.small_jobs(lane), session.bare_tasks()["per_second"]
+        submits = report["submits_per_second"]
+        return Figure(report["per_second"], f"{submits:,.0f} submits per second; bare Celery: {bare:,.0f} tasks")
+
+    return of
+
+
+def growth(lane: str) -> Callable[[Session], Figure]:
+    """Memory that a worker took between the first fifth of the small jobs and the last."""
+
+    def of(session: Session) -> Figure:
+        report = session.small_jobs(lane)
+        return Figure(report["growth_mib"], f"{report['resident_mib']:.0f} MiB after {report['jobs']:,} jobs")
+
+    return of
+
+
+ROWS: dict[str, Row] = {
+    "redis-p50": Row("submit → claim, Redis ÷ bare Celery, p50", 1.5, False, "x", against_bare("p50")),
+    "redis-p99": Row("submit → claim, Redis ÷ bare Celery, p99", 1.5, False, "x", against_bare("p99")),
+    "sqlite-p99": Row("submit → claim, embedded SQLite, p99", 100, False, "ms", embedded_latency),
+    "claims-sqlite": Row("claim + commit in a crowd ÷ without, SQLite", 1.25, False, "x", flatness("sqlite")),
+    "claims-postgresql": Row(
+        "claim + commit in a crowd ÷ without, PostgreSQL", 1.25, False, "x", flatness("postgresql")
+    ),
+    "overhead-sqlite": Row("job system over the core, SQLite", 2, False, "%", overhead("sqlite")),
+    "overhead-postgresql": Row("job system over the core, PostgreSQL", 2, False, "%", overhead("postgresql")),
+    "two-sqlite": Row("2 workers, SQLite", 1.9, True, "x", speedup("sqlite", 1)),
+    "four-sqlite": Row("4 workers, SQLite", 3.6, True, "x", speedup("sqlite", -1)),
+    "two-redis": Row("2 workers, Redis", 1.9, True, "x", speedup("redis", 1)),
+    "four-redis": Row("4 workers, Redis", 3.6, True, "x", speedup("redis", -1)),
+    "small-sqlite": Row("small jobs by one worker, SQLite", None, True, "per s", small_jobs("sqlite")),
+    "small-redis": Row("small jobs by one worker, Redis", None, True, "per s", small_jobs("redis")),
+    "memory-sqlite": Row("its memory's growth, SQLite", 4, False, "MiB", growth("sqlite")),
+    "memory-redis": Row("its memory's growth, Redis", 4, False, "MiB", growth("redis")),
+}
+
+
+def run(session: Session, only: list[str], quick: bool) -> dict[str, Any]:
+    """Everything that was measured, and the rows of the table."""
+    from benchmarks import machine  # loads torch
+
+    lines = []
+    for name, row in ROWS.items():
+        if only and name not in only:
+            continue
+        try:
+            figure, failed = row.of(session), False
+        except Exception as error:  # whatever went wrong in a child: the other rows took too long to be thrown away
+            figure, failed = Figure(float("nan"), str(error) or type(error).__name__), True
+        verdict = "failed" if failed else None if quick else row.verdict(figure.value)
+        line = {"name": name, "title": row.title, "bar": row.bar, "at_least": row.at_least, "unit": row.unit}
+        lines.append(line | {"measured": None if failed else figure.value, "verdict": verdict, "beside": figure.beside})
+    return {"quick": quick, "machine": machine.described(), "rows": lines, "measured": session.measured}
+
+
+def table(report: dict[str, Any]) -> Table:
+    about = report["machine"]
+    drawn = Table(title=f"Jobs and their queue; {about['cpu']}, {about['cores']} cores", title_justify="left")
+    for column in ("", "bar", "measured", "", "made of"):
+        drawn.add_column(column)
+    for line in report["rows"]:
+        row = ROWS[line["name"]]
+        value = "" if line["measured"] is None else row.shown(line["measured"])
+        drawn.add_row(line["title"], row.goal, value, line["verdict"] or "", line["beside"])
+    return drawn
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    session = Session(QUICK if options.quick else Sizes())
+    try:
+        report = run(session, options.only, options.quick)
+    finally:
+        session.servers.close()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table(report))
+    for name, measured in report["measured"].items():
+        for plan in measured.get("plans", ()):
+            console.print(f"\n{name}:\n{plan}", markup=False, highlight=False)
+    if options.quick:
+        console.print("A quick run on a few shards: it shows that everything works; its figures mean nothing.")
+    print(json.dumps(report))
+    return int(any(line["verdict"] == "failed" for line in report["rows"]))
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.queue", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=ROWS, nargs="+", default=[], help="these rows of the table")
+    parser.add_argument("--quick", action="store_true", help="a few shards, to see that everything works")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
