@@ -46,7 +46,10 @@ def serve(settings: Settings, host: str, port: int) -> None:
             "or leave out --host"
         )
     with _listen(family, address, port) as listener:
-        send(dict.fromkeys(("jobs", "webui", "uvicorn"), logging.INFO), [on_stderr(JsonLines(lambda: {"web": os.getpid()}))])
+        send(
+            dict.fromkeys(("jobs", "webui", "uvicorn"), logging.INFO),
+            [on_stderr(JsonLines(lambda: {"web": os.getpid()}))],
+        )
         shown = f"[{address}]" if family == socket.AF_INET6 else address
         logging.getLogger("webui").info("listening on http://%s:%d", shown, listener.getsockname()[1])
         # No access log: health checks and scrapes come every few seconds and say nothing.

@@ -164,7 +164,7 @@ class Drain:
     def _tell(self, **doing: Any) -> None:
         """Show people that this worker lives, how it is, and what it is doing."""
         loaded = self.engine.loaded
-        told = {"model": loaded[0] if loaded else None, "device": shown(self.engine.device)}
+        told: dict[str, Any] = {"model": loaded[0] if loaded else None, "device": shown(self.engine.device)}
         told |= {"paused": self._why_paused(), **self.vitals.memory, **doing}
         if not self.store.worker_beat(self.worker_id, **told):
             self.register()  # its row was lost
