@@ -41,11 +41,12 @@ TRIED = {
     "workers": "workers",
     "doctor": "doctor",
     "gc": "gc",
+    "delete": "delete --yes JOB",
     "upgrade": "db upgrade",
 }
 PROCESSES = {"worker", "web"}  # they log, see below
 # Nothing of the job is shown by these, however hostile it is.
-SILENT = {"cancel", "retry", "gc", "upgrade", "watch", "wait"}
+SILENT = {"cancel", "retry", "delete", "gc", "upgrade", "watch", "wait"}
 
 
 @pytest.fixture
