@@ -208,3 +208,9 @@ def test_another_checkout_than_the_installed_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("warn  version")]
     assert f"jobs was imported from {tmp_path / 'jobs'}" in line and str(_ROOT) in line
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_checkout_itself_hides_nothing(seqproc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_ROOT)
+    assert checks(seqproc)["folder"]["verdict"] == "ok"
