@@ -89,12 +89,12 @@ def test_a_hung_broker_hangs_nothing_and_no_password_is_shown(
     seqproc: Run, hung: int, password: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.cli.doctor._BROKER_SECONDS", 0.2)
-    for url in (f"redis://:{password}@127.0.0.1:{hung}/0", f"redis://user:12{password}@127.0.0.1:{hung}/0"):
-        result = seqproc("doctor", env={"SEQPROC_REDIS_URL": url})
+    for before in (":", "user:12", "user:12/"):
+        result = seqproc("doctor", env={"SEQPROC_REDIS_URL": f"redis://{before}{password}@127.0.0.1:{hung}/0"})
         assert result.exit_code == 1
         assert "fail  broker: " in result.stdout
         assert not any(part in result.output for part in ("s3", "cret", "user"))
-        if password == "s3cret":
+        if (before, password) == (":", "s3cret"):
             assert f"redis://127.0.0.1:{hung}/0 does not answer as it should" in result.stdout
 
 
@@ -144,6 +144,7 @@ def test_the_model_cache(seqproc: Run, hub: Path) -> None:
     snapshot.mkdir(parents=True)
     (blobs / "x").write_bytes(b"x" * 3_000_000)
     (snapshot / "model.safetensors").symlink_to(blobs / "x")
+    (hub / "again").symlink_to(blobs)
     assert f"{hub}, 1 model, 3.0 MB, writable" in checks(seqproc)["models"]["found"], "a link counts as nothing"
 
 
@@ -207,3 +208,9 @@ def test_another_checkout_than_the_installed_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("warn  version")]
     assert f"jobs was imported from {tmp_path / 'jobs'}" in line and str(_ROOT) in line
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_checkout_itself_hides_nothing(seqproc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_ROOT)
+    assert checks(seqproc)["folder"]["verdict"] == "ok"

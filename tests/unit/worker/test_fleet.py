@@ -137,6 +137,7 @@ def test_a_second_signal_leaves_at_once_and_leaves_no_child_behind(processes: li
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
     deaf = children(process)
+    assert all(os.getsid(child.pid) == child.pid for child in deaf), "Ctrl-C in a terminal must not reach them twice"
     process.send_signal(signal.SIGINT)
     assert [process.stdout.readline() for _ in range(2)] == ["asked\n"] * 2
     assert process.poll() is None and not gone(deaf), "the first one waits for the workers"
