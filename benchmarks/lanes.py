@@ -144,7 +144,7 @@ def _await_idle(lane: Lane, count: int, started: list[subprocess.Popen[bytes]]) 
     """Wait until all have registered and each has run a shard: then imports, connections and statements are warm."""
     with Client(lane.settings) as client:
         until(lambda: len(client.store.workers()) >= count or _any_ended(started), "the workers to register")
-        for _ in range(20):
+        for _ in range(5):
             done = run_all(client, [lane.submit(client, 2 * count)])
             ran = {attempt.worker_id for job in done for attempt in client.store.attempts(job.id)}
             if len(ran) >= count or _any_ended(started):

@@ -226,6 +226,7 @@ def run(session: Session, only: list[str], quick: bool) -> dict[str, Any]:
             figure, failed = row.of(session), False
         except Exception as error:  # whatever went wrong in a child: the other rows took too long to be thrown away
             figure, failed = Figure(float("nan"), str(error) or type(error).__name__), True
+            print(f"{name} failed: {figure.beside}", file=sys.stderr, flush=True)
         verdict = "failed" if failed else None if quick else row.verdict(figure.value)
         line = {"name": name, "title": row.title, "bar": row.bar, "at_least": row.at_least, "unit": row.unit}
         lines.append(line | {"measured": None if failed else figure.value, "verdict": verdict, "beside": figure.beside})
