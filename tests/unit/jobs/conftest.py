@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from jobs.paths import JobPaths
@@ -15,35 +14,11 @@ from jobs.records import Claim, Job
 from jobs.results import JobResults
 from jobs.settings import Settings
 from jobs.shard_files import write_attempt
-from jobs.snapshot import SnapshotRow, read_rows
+from jobs.snapshot import read_rows
 from jobs.spec import JobSpec
 from jobs.store import Store
 from jobs.submit import Submitted, submit
-
-
-def made_row(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
-    """The row of one sequence: its length and values follow from (prompt_index, sample_index)."""
-    length = (3 * prompt.prompt_index + sample) % 5
-    values = -0.25 * np.arange(1, length + 1, dtype=np.float32)
-    sampling = values.copy()
-    sampling[:1] = -np.inf
-    return {
-        "prompt_index": prompt.prompt_index,
-        "sample_index": sample,
-        "custom_id": prompt.custom_id,
-        "prompt": prompt.prompt,
-        "response": "é" * length,
-        "answer": prompt.answer,
-        "prompt_ids": [7, prompt.prompt_index],
-        "response_ids": list(range(length)),
-        "logprobs": values,
-        "entropies": -values,
-        "sampling_logprobs": sampling,
-        "sampling_entropies": None,
-        "finish_reason": "length",
-        "stop_offset": None,
-        "token_ends": list(range(1, length + 1)),
-    }
+from tests.rows import made_row
 
 
 @dataclass(slots=True)
