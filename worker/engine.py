@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
-from jobs.records import Job
+from jobs.records import Job, LostSpec
 from jobs.snapshot import SnapshotRow
 from jobs.spec import MEASUREMENTS, JobSpec, problems
 from worker.faults import DeviceLost, JobFault, WorkerFault
@@ -241,6 +242,9 @@ def _stamp(name: str | None) -> tuple[tuple[str, int, int], ...]:
 
 
 def _spec(job: Job) -> JobSpec:
+    if isinstance(job.spec, LostSpec):
+        found = reprlib.repr(job.spec.stored)
+        raise JobFault(f"the stored spec of job {job.id} cannot be read: it is {found}; submit the job again")
     try:
         return JobSpec.of_stored(job.spec)
     except ValidationError as error:
