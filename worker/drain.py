@@ -67,7 +67,8 @@ class Drain:
     _astray: bool = False  # the database went away with a claim of ours in an unknown state
 
     def __post_init__(self) -> None:
-        self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
+        settings = self.settings
+        self.reaper = Reaper(self.store, settings.lease_seconds, settings.max_failures, root=settings.results)
 
     def register(self) -> None:
         """Enter this process among the workers."""
