@@ -43,7 +43,7 @@ class ChildWorker:
     _process: subprocess.Popen[bytes] | None = None
     _stderr: IO[bytes] | None = None
     _deaths: int = 0
-    _seen: int = -1  # shards done at the last death
+    _seen: int = -1  # shards done or failed at the last death
 
     def keep_running(self, job: Job) -> None:
         """Start a worker if none serves the queue. Raises SeqprocError when children cannot get on with the job."""
@@ -76,8 +76,9 @@ class ChildWorker:
             )
         if code == 0:
             return
-        self._deaths = self._deaths + 1 if job.done_shards == self._seen else 1
-        self._seen = job.done_shards
+        further = job.done_shards + job.failed_shards  # a shard that kills its worker ends after its limit
+        self._deaths = self._deaths + 1 if further == self._seen else 1
+        self._seen = further
         if self._deaths >= (_FAILED_STARTS if code == 1 else _DEATHS_IN_A_ROW):
             manner = f"with exit code {code}" if code > 0 else f"by signal {-code}"
             raise SeqprocError(f"the worker started for job {job.id} ended {manner}: {why or 'it said nothing'}")

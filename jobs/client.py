@@ -275,7 +275,8 @@ class Client:
 
     def reaper(self) -> Reaper:
         """Takes shards back from dead workers: anyone alive may look."""
-        return Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
+        settings = self.settings
+        return Reaper(self.store, settings.lease_seconds, settings.max_failures, root=settings.results)
 
     def jobs(self, **filters: Any) -> list[JobHandle]:
         """Jobs, newest first; filters as `Store.jobs` takes them."""

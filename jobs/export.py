@@ -71,15 +71,16 @@ def _refuse_other(target: Path, job_id: str) -> None:
 
 def _manifest(manifest: dict[str, Any], contents: Contents, sequences: Path) -> dict[str, Any]:
     """The job's manifest, with the one exported file in place of the shards' files and without the snapshot."""
-    prompt_errors = sum(file.prompt_errors for file in contents.files)
+    errors = sequences.with_name("errors.jsonl") if any(file.errors for file in contents.files) else None
     entry = {
         "file": sequences.name,
         "sha256": sha256_of(sequences),
         "bytes": sequences.stat().st_size,
         "sequences": sum(file.sequences for file in contents.files),
         "tokens": sum(file.tokens for file in contents.files),
-        "errors_file": "errors.jsonl" if any(file.errors for file in contents.files) else None,
-        "prompt_errors": prompt_errors,
+        "errors_file": errors.name if errors else None,
+        "errors_sha256": sha256_of(errors) if errors else None,
+        "prompt_errors": sum(file.prompt_errors for file in contents.files),
     }
     snapshot = {**manifest["snapshot"], "segments": 0}
     return {**manifest, "export": True, "files": [entry], "snapshot": snapshot}

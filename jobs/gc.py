@@ -29,7 +29,7 @@ from jobs.store import Store
 from jobs.store_id import check_root
 
 ORPHAN_AGE = 24 * 3600.0  # seconds
-_ATTEMPT_FILE = re.compile(r"shard-(?P<shard>\d{6,})-a(?P<attempt>\d{3,})-[0-9a-f]{8}\.(parquet|jsonl)")
+_ATTEMPT_FILE = re.compile(r"shard-(?P<shard>\d{6,})-a(?P<attempt>\d{3,})-[0-9a-f]{8}(-[0-9a-f]{64})?\.(parquet|jsonl)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Colle
     now = _clock_of(root) if orphans else 0.0
     doomed = [p for p in folders if p.job_id in tombstoned] + [p for p in orphans if _untouched(p.folder, now)]
     files = [path for p in folders if p.job_id in known - tombstoned for path in _superseded(store, p)]
-    size = sum(_size(path) for path in files) + sum(_size(path) for p in doomed for path in p.folder.rglob("*"))
+    size = sum(_size(path) for path in files) + sum(_size(path) for p in doomed for path in _inside(p.folder))
     if not dry_run:
         with writing(root / "jobs"):
             for path in files:
@@ -121,8 +121,22 @@ def _clock_of(root: Path) -> float:
 
 
 def _untouched(folder: Path, now: float) -> bool:
-    newest = max(_modified(path) for path in (folder, *folder.rglob("*")))
+    newest = max(_modified(path) for path in (folder, *_inside(folder)))
     return now - newest > ORPHAN_AGE
+
+
+def _remove(paths: JobPaths) -> None:
+    while paths.folder.exists():
+        with suppress(FileNotFoundError):  # somebody else collects as well
+            shutil.rmtree(paths.folder)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Everything in a folder, or nothing if that goes while it is read."""
+    try:
+        return list(folder.rglob("*"))
+    except FileNotFoundError:
+        return []
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -19,16 +19,21 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
         for row in rows:
-            file.write(json.dumps(finite(dict(row)), ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(line(row))
             count += 1
     return count
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One row as its line."""
+    return json.dumps(finite(dict(row)), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of such a file. Raises ResultsError if it is missing or damaged."""
     with reading(path), path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+        for text in file:
+            yield json.loads(text)
 
 
 def finite(value: Any) -> Any:

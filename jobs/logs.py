@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from jobs.paths import worker_log
 from jobs.store import Store
 
 _LOOK_EVERY = 0.3  # seconds
+_TAIL = 65_536  # bytes of a log in which last words are looked for
+_SHOWN = 500  # characters of them
+_CRASHED_AT = re.compile(r"^Current thread .*\n\s*(?P<frame>File .*)", re.MULTILINE)
 
 
 def job_log(store: Store, root: Path, job_id: str, *, follow: bool = False) -> Iterator[dict[str, Any]]:
@@ -28,6 +32,29 @@ def job_log(store: Store, root: Path, job_id: str, *, follow: bool = False) -> I
         if ended or not follow:
             return
         time.sleep(_LOOK_EVERY)
+
+
+def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -> str:
+    """What the log of a dead worker says last of this attempt: a crash's headline and its frame, or a line's message.
+
+    Empty if it says nothing, or lies elsewhere.
+    """
+    try:
+        with worker_log(root, worker).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    said, key = "", {"job": job_id, "shard": shard, "attempt": attempt}
+    for number, raw in enumerate(lines):
+        if raw.startswith(b"Fatal Python error: "):
+            words = b"\n".join(lines[number:]).decode(errors="replace")
+            place = _CRASHED_AT.search(words)
+            return (raw.decode(errors="replace") + (f" at {place['frame']}" if place else ""))[:_SHOWN]
+        line = _parsed(raw)
+        if line.items() >= key.items():
+            said = str(line.get("message"))[:_SHOWN]
+    return said
 
 
 def _lines(path: Path, offset: int, job_id: str) -> tuple[list[dict[str, Any]], int]:

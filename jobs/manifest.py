@@ -83,7 +83,7 @@ def ensure_manifest(store: Store, settings: Settings, job_id: str) -> None:
 def verify(folder: Path) -> list[str]:
     """Checks everything in a job's folder, or an export, against its manifest. Returns a sentence for each problem.
 
-    Files by digest, prompt errors by number, the snapshot by its digest, the spec by its content. Raises ResultsError
+    Files by digest, the snapshot by its digest, the spec by its content. Raises ResultsError
     if there is no manifest to check against.
     """
     paths = JobPaths.at(folder)
@@ -126,7 +126,8 @@ def _attempt(attempt: Attempt, details: list[dict[str, Any]], numbers: dict[str,
 
 def _file(shard: Shard) -> dict[str, Any]:
     names = ("file", "sha256", "bytes", "sequences", "tokens", "errors_file", "prompt_errors", "attempt")
-    return {**_place(shard), **{name: getattr(shard, name) for name in names}}
+    errors_sha256 = JobPaths.digest_in(shard.errors_file) if shard.errors_file else None
+    return {**_place(shard), **{name: getattr(shard, name) for name in names}, "errors_sha256": errors_sha256}
 
 
 def _missing(shard: Shard) -> dict[str, Any]:
@@ -148,14 +149,16 @@ def _revision_on_disk(paths: JobPaths) -> int | None:
 
 def _problems_of_file(paths: JobPaths, entry: dict[str, Any]) -> list[str]:
     found = []
-    path = paths.resolve(entry["file"])
-    try:
-        if sha256_of(path) != entry["sha256"]:
-            found.append(f"{path} is not the file that was committed: its sha256 differs from the manifest's")
-        if entry["errors_file"] is not None:
-            errors = paths.resolve(entry["errors_file"])
-            if sum(1 for _ in read_jsonl(errors)) != entry["prompt_errors"]:
-                found.append(f"{errors} does not hold the {entry['prompt_errors']} prompt errors that were committed")
-    except ResultsError as error:
-        found.append(str(error))
+    # Prompt errors of earlier versions have no digest, only a number.
+    for name, sha256 in ((entry["file"], entry["sha256"]), (entry["errors_file"], entry.get("errors_sha256"))):
+        if name is None:
+            continue
+        path = paths.resolve(name)
+        try:
+            if sha256 is None and sum(1 for _ in read_jsonl(path)) != entry["prompt_errors"]:
+                found.append(f"{path} does not hold the {entry['prompt_errors']} prompt errors that were committed")
+            if sha256 is not None and sha256_of(path) != sha256:
+                found.append(f"{path} is not the file that was committed: its sha256 differs from the manifest's")
+        except ResultsError as error:
+            found.append(str(error))
     return found

@@ -1,8 +1,7 @@
 """Parquet, in this one place: the rows of a shard and the rows of a prompt snapshot.
 
-An attempt leaves a Parquet file of rows and, if prompts failed, their errors as JSON lines. A shard's file holds one
-row a sequence in order of (prompt_index, sample_index); a measurement that the job did not ask for is null. Per-token
-quantities are float32 in nats. A file is there whole or not at all.
+A shard's file holds one row a sequence in order of (prompt_index, sample_index); a measurement that the job did not ask
+for is null. Per-token quantities are float32 in nats. A file is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.files import flush, reading, replacing, sha256_of, writing
-from jobs.jsonl import write_jsonl
 
 _IDS, _NATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 
@@ -87,14 +85,6 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
         size = temporary.stat().st_size
         digest = sha256_of(temporary)
     return Written(digest, size)
-
-
-def write_errors(path: Path, errors: Iterable[Mapping[str, Any]]) -> None:
-    """Writes an attempt's prompt errors durably: prompt_index, sample_index (null), custom_id, error.
-
-    Raises ResultsError as `write_rows` does.
-    """
-    write_jsonl(path, sorted(errors, key=lambda error: error["prompt_index"]))
 
 
 def read_rows(path: Path, *, arrays: bool = False) -> Iterator[dict[str, Any]]:

@@ -5,16 +5,18 @@ ROOT/logs/<worker>.jsonl
 ROOT/jobs/<id>/spec.json  manifest.json
                prompts/segment-00000.parquet
                shards/shard-000012-a003-<random>.parquet
-               errors/shard-000012-a003-<random>.jsonl
+               errors/shard-000012-a003-<random>-<sha256>.jsonl
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 STORE_ID_FILE = "STORE_ID"
+_DIGEST = re.compile(r"-(?P<sha256>[0-9a-f]{64})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,18 @@ class JobPaths:
         """Names, relative to the folder, of one attempt's rows and prompt errors; no two claims ever share one."""
         stem = f"shard-{shard:06d}-a{attempt:03d}-{secrets.token_hex(4)}"
         return f"shards/{stem}.parquet", f"errors/{stem}.jsonl"
+
+    @staticmethod
+    def with_digest(name: str, sha256: str) -> str:
+        """The name with the digest of what is in the file: the database, which keeps names, so keeps that as well."""
+        stem, dot, suffix = name.rpartition(".")
+        return f"{stem}-{sha256}{dot}{suffix}"
+
+    @staticmethod
+    def digest_in(name: str) -> str | None:
+        """The digest in a name from `with_digest`; files of earlier versions have none."""
+        match = _DIGEST.search(name)
+        return match["sha256"] if match else None
 
     def resolve(self, name: str) -> Path:
         """The path of a name that the database keeps relative to the folder."""

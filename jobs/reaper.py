@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from jobs.logs import last_words
 from jobs.processes import is_dead
 from jobs.records import Shard, Worker
 from jobs.store import Store
@@ -23,13 +25,22 @@ class Reaper:
     """Remembers, from one look to the next, since when each running shard's heartbeat has stood still."""
 
     def __init__(
-        self, store: Store, lease_seconds: float, limit: int, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        lease_seconds: float,
+        limit: int,
+        clock: Callable[[], float] = time.monotonic,
+        root: Path | None = None,
     ) -> None:
-        """`limit`: the failures at which a shard stays failed; being taken back is one."""
+        """`limit`: the failures at which a shard stays failed; being taken back is one.
+
+        `root`: the results root, where logs hold the last words of those who died.
+        """
         self._store = store
         self._lease = lease_seconds
         self._limit = limit
         self._clock = clock
+        self._root = root
         self._seen: dict[_Key, tuple[int, float]] = {}  # heartbeat, and when it was first seen at this count
         self._last_look = clock()
 
@@ -59,7 +70,10 @@ class Reaper:
 
     def _reason(self, shard: Shard, worker: Worker | None, still: float) -> str | None:
         if worker is not None and is_dead(worker):
-            return f"worker {worker.id} died (process {worker.pid} on {worker.host} is gone)"
+            died = f"worker {worker.id} died (process {worker.pid} on {worker.host} is gone)"
+            key = (shard.job_id, shard.index, shard.attempt)
+            words = last_words(self._root, worker.id, *key) if self._root is not None else ""
+            return f"{died}; its last words: {words}" if words else died
         if still >= self._lease:
             return f"worker {shard.worker_id} has not answered for {still:.0f} s"
         return None

@@ -11,6 +11,17 @@ from typing import Any
 from jobs.states import JobState, ShardState
 
 
+class LostSpec(dict[str, Any]):
+    """Stands where a job's spec should be if its row holds none: empty, and each field of it None."""
+
+    def __init__(self, stored: object) -> None:
+        super().__init__()
+        self.stored = stored  # what the row holds instead
+
+    def __missing__(self, field: str) -> None:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A row of `jobs`. Totals count done shards only; every one changes in the transaction that changes a shard."""
@@ -24,7 +35,7 @@ class Job:
     labels: dict[str, str]
     queue: str
     priority: int
-    spec: dict[str, Any]  # the resolved JobSpec without its prompts
+    spec: dict[str, Any]  # the resolved JobSpec without its prompts; a LostSpec if the row was damaged
     state: JobState
     sealed: bool
     snapshot_digest: str

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.parquet import write_errors, write_rows
+from jobs.files import replacing
+from jobs.jsonl import line
+from jobs.parquet import write_rows
 from jobs.paths import JobPaths
 from jobs.records import Shard, ShardResult
 
@@ -21,7 +24,7 @@ def write_attempt(
 
     Args:
         rows: as `jobs.parquet.write_rows` takes them, in any order.
-        errors: as `jobs.parquet.write_errors` takes them; no file if there are none.
+        errors: prompt_index, sample_index (null), custom_id, error; no file if there are none.
         details: versions and settings for the manifest.
 
     Raises:
@@ -29,11 +32,9 @@ def write_attempt(
     """
     file, errors_file = paths.attempt_files(shard.index, shard.attempt)
     written = write_rows(paths.resolve(file), rows)
-    if errors:
-        write_errors(paths.resolve(errors_file), errors)
     return ShardResult(
         file=file,
-        errors_file=errors_file if errors else None,
+        errors_file=_write_errors(paths, errors_file, errors) if errors else None,
         sha256=written.sha256,
         bytes=written.bytes,
         sequences=len(rows),
@@ -41,3 +42,13 @@ def write_attempt(
         prompt_errors=len(errors),
         details=details,
     )
+
+
+def _write_errors(paths: JobPaths, name: str, errors: Sequence[Mapping[str, Any]]) -> str:
+    """Writes the errors durably, in order of their prompts; returns the name with their digest in it."""
+    ordered = sorted(errors, key=lambda error: int(error["prompt_index"]))
+    content = "".join(map(line, ordered)).encode("utf-8", "replace")
+    name = paths.with_digest(name, hashlib.sha256(content).hexdigest())
+    with replacing(paths.resolve(name)) as temporary:
+        temporary.write_bytes(content)
+    return name

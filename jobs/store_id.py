@@ -1,7 +1,8 @@
 """The results root and the database belong together: `STORE_ID` in the root holds the id that the database knows.
 
 A root that was not mounted, or is another one, would make every job look lost and every folder look orphaned: nobody
-writes, claims or collects before this check has passed.
+writes, claims or collects before this check has passed. The first empty folder that comes becomes the root, and the
+database remembers which it was: no other ever does.
 """
 
 from __future__ import annotations
@@ -18,31 +19,26 @@ from jobs.store import Store
 
 
 def check_root(store: Store, root: Path) -> None:
-    """Raises ResultsError unless `root` is this database's results root; an empty one becomes it while no job is."""
-    adopt_or_check(root, store.store_id, adopt=not store.jobs(limit=1))
-
-
-def adopt_or_check(root: Path, store_id: str, *, adopt: bool = True) -> None:
-    """Raises ResultsError unless `root` is the database's results root; a new or empty folder becomes it.
-
-    Args:
-        root: the results root.
-        store_id: `Store.store_id`.
-        adopt: False where the database already has jobs, so that an empty folder cannot be where they lie.
-    """
-    found = _read(root)
-    if found is None and not adopt:
-        raise ResultsError(
-            f"the jobs of this database have their results elsewhere: {root} holds no {STORE_ID_FILE}. Mount the "
-            f"shared results folder there or name it in SEQPROC_RESULTS_DIR; if those results are gone for good, write "
-            f"{store_id} into {root / STORE_ID_FILE}"
-        )
+    """Raises ResultsError unless `root` is this database's results root; the first new or empty folder becomes it."""
+    known = store.root_id()
+    taken = "/" in known or bool(store.jobs(limit=1))
+    found = _read(root)  # after the database: a root is marked before it is taken
     if found is None:
-        found = _adopt(root, store_id)
-    if found != store_id:
+        if taken:
+            raise ResultsError(
+                f"this database has its results elsewhere: {root} holds no {STORE_ID_FILE}. Mount the shared results "
+                f"folder there or name it in SEQPROC_RESULTS_DIR; if those results are gone for good, write {known} "
+                f"into {root / STORE_ID_FILE}"
+            )
+        found = _mark(root, f"{known}/{secrets.token_hex(4)}")
+    if found != known and found.startswith(f"{known}/"):  # marked, and not yet taken: whoever marked it was killed
+        known = store.take_root(found)
+    if found != known:
+        other = found.partition("/")[0] != store.store_id
+        whose = "belongs to another database" if other else "is not the one that this database took first"
         raise ResultsError(
-            f"the results folder {root} belongs to another database (its {STORE_ID_FILE} says {found}, this database's "
-            f"is {store_id}): set SEQPROC_RESULTS_DIR or SEQPROC_DATABASE_URL so that they match"
+            f"the results folder {root} {whose} (its {STORE_ID_FILE} says {found}, this database's is {known}): "
+            "set SEQPROC_RESULTS_DIR or SEQPROC_DATABASE_URL so that they match"
         )
 
 
@@ -54,7 +50,7 @@ def _read(root: Path) -> str | None:
             return None
 
 
-def _adopt(root: Path, store_id: str) -> str:
+def _mark(root: Path, root_id: str) -> str:
     """Writes the id unless another process was first; returns the id that stands there now."""
     make_folder(root)
     if any(not entry.name.startswith(f".{STORE_ID_FILE}.") for entry in root.iterdir()):
@@ -67,11 +63,11 @@ def _adopt(root: Path, store_id: str) -> str:
     temporary = root / f".{STORE_ID_FILE}.{secrets.token_hex(4)}.tmp"
     with writing(root / STORE_ID_FILE):
         try:
-            temporary.write_text(store_id + "\n", encoding="utf-8")
+            temporary.write_text(root_id + "\n", encoding="utf-8")
             flush(temporary)
             with suppress(FileExistsError):
                 os.link(temporary, root / STORE_ID_FILE)  # unlike a rename, never replaces
         finally:
             temporary.unlink(missing_ok=True)
         flush(root)
-    return _read(root) or store_id
+    return _read(root) or root_id

@@ -1,4 +1,4 @@
-"""Rows without a model: a function of their names."""
+"""Rows of sequences that no model made: each is a function of its name, so any run of them has the same."""
 
 from __future__ import annotations
 

@@ -60,8 +60,7 @@ class Attempt:
             try:
                 self._work(heartbeat)
             except LeaseLost:
-                SHARDS.labels("lost").inc()
-                log.warning("shard %d is not attempt %d's any more", shard.index, shard.attempt)
+                self._lost()
             except ShardStopped as stopped:
                 reason = type(stopped).__name__.lower()
                 SHARDS.labels("handed back").inc()
@@ -78,10 +77,12 @@ class Attempt:
                 raise
             except Exception as error:
                 machine = _of_the_machine(error)
-                if machine is not None:
-                    self._own_fault(machine)
+                if machine is None:
+                    self._failed(error)
+                elif self._own_fault(machine):
                     raise machine from error
-                self._failed(error)
+                else:
+                    self._lost()
 
     def _work(self, heartbeat: Heartbeat) -> None:
         job = self.claim.job
@@ -134,10 +135,17 @@ class Attempt:
             if not self.store.names_file(self.claim.job.id, shard.index, name):
                 self.paths.resolve(name).unlink(missing_ok=True)
 
-    def _own_fault(self, fault: Exception) -> None:
-        SHARDS.labels("handed back").inc()
-        log.error("shard %d handed back, by this worker's fault: %s", self.claim.shard.index, fault)
-        self.store.hand_back(self.claim, str(fault), notice=True)
+    def _own_fault(self, fault: Exception) -> bool:
+        """Hand the shard back. False if it was lost before: then gc may have taken its files, which is no fault."""
+        handed_back = self.store.hand_back(self.claim, str(fault), notice=True)
+        if handed_back:
+            SHARDS.labels("handed back").inc()
+            log.error("shard %d handed back, by this worker's fault: %s", self.claim.shard.index, fault)
+        return handed_back
+
+    def _lost(self) -> None:
+        SHARDS.labels("lost").inc()
+        log.warning("shard %d is not attempt %d's any more", self.claim.shard.index, self.claim.shard.attempt)
 
     def _failed(self, error: Exception) -> None:
         shard = self.claim.shard

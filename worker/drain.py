@@ -81,8 +81,9 @@ class Drain:
     _looked: float = 0.0  # when the shards of others were last looked after (monotonic)
 
     def __post_init__(self) -> None:
-        self.reaper = Reaper(self.store, self.settings.lease_seconds, self.settings.max_failures)
-        self.turns = Turns(self.settings.age_limit_seconds)
+        settings = self.settings
+        self.reaper = Reaper(self.store, settings.lease_seconds, settings.max_failures, root=settings.results)
+        self.turns = Turns(settings.age_limit_seconds)
         self.doorbell = Doorbell(self.store, self.settings, patience=_RING_PATIENCE)
         self.vitals = Vitals(lambda: self.engine.device)
 

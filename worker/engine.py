@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import ValidationError
 
 from jobs.model_roots import outside_roots
-from jobs.records import Job
+from jobs.records import Job, LostSpec
 from jobs.snapshot import SnapshotRow
 from jobs.spec import MEASUREMENTS, JobSpec, problems
 from worker.faults import DeviceLost, JobFault, WorkerFault
@@ -267,6 +268,9 @@ def _stamp(name: str | None) -> tuple[tuple[str, int, int], ...]:
 
 
 def _spec(job: Job) -> JobSpec:
+    if isinstance(job.spec, LostSpec):
+        found = reprlib.repr(job.spec.stored)
+        raise JobFault(f"the stored spec of job {job.id} cannot be read: it is {found}; submit the job again")
     try:
         return JobSpec.of_stored(job.spec)
     except ValidationError as error:

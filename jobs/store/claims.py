@@ -106,11 +106,18 @@ class Claims(Part):
 
         Returns the shard's new state, or the one it has if the claim was fenced off.
         """
-        return self._give_back(claim.key, "failed", error, failures=1, limit=limit)
+        state = self._give_back(claim.key, "failed", error, failures=1, limit=limit)
+        if state is None:
+            with self.db.reading() as connection:
+                state = connection.scalar(select(shards.c.state).where(*_shard(claim.job.id, claim.shard.index)))
+        return ShardState(state or ShardState.CANCELLED)
 
-    def hand_back(self, claim: Claim, reason: str, *, notice: bool = False) -> None:
-        """Return the shard for no fault of its own. `notice`: the reason also shows on the job."""
-        self._give_back(claim.key, "handed back", reason, notice=notice)
+    def hand_back(self, claim: Claim, reason: str, *, notice: bool = False) -> bool:
+        """Return the shard for no fault of its own. `notice`: the reason also shows on the job.
+
+        False, and nothing changes, if the claim was fenced off.
+        """
+        return self._give_back(claim.key, "handed back", reason, notice=notice) is not None
 
     def hand_back_all(self, worker_id: str, reason: str) -> int:
         """Return every shard that this worker holds, for no fault of theirs; how many those were.
@@ -128,14 +135,14 @@ class Claims(Part):
 
     def _give_back(
         self, key: Key, outcome: str, reason: str, *, failures: int = 0, limit: int = 0, notice: bool = False
-    ) -> ShardState:
+    ) -> ShardState | None:
+        """The shard's new state; None if the fence does not hold."""
         job_id, index, attempt = key
         with self.db.transaction() as connection:
             job = LockedJob.find(connection, job_id)
             shard = job.running(index, attempt) if job else None
             if job is None or shard is None:
-                state = connection.scalar(select(shards.c.state).where(*_shard(job_id, index)))
-                return ShardState(state or ShardState.CANCELLED)
+                return None
             if notice:
                 job.set(notice=reason)
             if not failures and job.state is JobState.CANCELLING:

@@ -7,6 +7,7 @@ READ COMMITTED and lock the job's row before they decide. Whatever keeps the dat
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,8 +113,16 @@ class _SQLiteWithHints(SQLiteCompiler):
         return text
 
 
+def _json_or_text(stored: Any) -> Any:
+    """What a JSON column holds; SQLite does not check that it is JSON, and what is not comes as it stands."""
+    try:
+        return json.loads(stored)
+    except (ValueError, TypeError):
+        return stored
+
+
 def _sqlite(url: URL) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, json_deserializer=_json_or_text)
     engine.dialect.statement_compiler = _SQLiteWithHints
 
     @event.listens_for(engine, "connect")

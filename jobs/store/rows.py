@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, Table, select
 
-from jobs.records import Attempt, Job, Shard, Webhook, Worker
+from jobs.records import Attempt, Job, LostSpec, Shard, Webhook, Worker
 from jobs.states import JobState, ShardState
 from jobs.store.schema import attempts, jobs, shards, webhooks, workers
 
@@ -29,8 +29,10 @@ def select_jobs() -> Select[Any]:
 
 
 def job_record(row: Row[Any]) -> Job:
-    data = dict(row._mapping)
-    return Job(**data | {"state": JobState(row.state), "labels": row.spec.get("labels") or {}})
+    # One damaged row must not hide all others.
+    spec = row.spec if isinstance(row.spec, dict) else LostSpec(row.spec)
+    labels = spec.get("labels") if isinstance(spec.get("labels"), dict) else {}
+    return Job(**dict(row._mapping) | {"state": JobState(row.state), "spec": spec, "labels": labels})
 
 
 def shard_record(row: Row[Any]) -> Shard:

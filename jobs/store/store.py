@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Self
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from jobs.settings import Settings
 from jobs.store import migrate as migration
@@ -18,7 +18,7 @@ from jobs.store.creation import Creation
 from jobs.store.database import Database
 from jobs.store.lifecycle import Lifecycle
 from jobs.store.queries import Queries
-from jobs.store.schema import REVISION
+from jobs.store.schema import REVISION, jobs
 from jobs.store.schema import store as store_table
 from jobs.store.webhooks import Webhooks
 from jobs.store.workers import Workers
@@ -68,13 +68,29 @@ class Store(Creation, Claims, Lifecycle, Queries, Webhooks, Workers):
 
     @cached_property
     def store_id(self) -> str:
-        """A uuid made by the first migration, which a results root must bear."""
+        """A uuid made by the first migration."""
+        return self.root_id().partition("/")[0]
+
+    def root_id(self) -> str:
+        """What the results root must bear: the store's id and, once `take_root` took one, `/` and that root's own."""
         with self.db.reading() as connection:
             return str(connection.execute(select(store_table.c.id)).scalar_one())
 
     def changes(self) -> Changes | None:
         """What tells cheaply whether anything was written; None for a database that cannot."""
         return Changes(self.db.file) if self.db.file else None
+
+    def take_root(self, root_id: str) -> str:
+        """Make the root with this id the results root, for good; returns the id that now stands.
+
+        That is another if a root was taken before, or if jobs of an older version already lie in one.
+        """
+        with self.db.transaction() as connection:
+            known = str(connection.execute(select(store_table.c.id).with_for_update()).scalar_one())
+            if "/" in known or connection.scalar(select(jobs.c.id).limit(1)) is not None:
+                return known
+            connection.execute(update(store_table).values(id=root_id))
+            return root_id
 
     def schema_version(self) -> tuple[str | None, str]:
         """(the database's schema, the one that this version speaks)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import text
 
 from jobs.errors import JobNotFound
 from jobs.processes import ProcessName
+from jobs.records import LostSpec
 from jobs.states import JobState, ShardState
 from jobs.store import Store
 from tests.contract.helpers import age, claim, result, run_out, submit
@@ -124,3 +126,16 @@ def test_workers_come_beat_and_go(store: Store) -> None:
     store.forget_worker("w1")
     assert not store.worker_beat("w1")
     assert [w.id for w in store.workers()] == ["w2"]
+
+
+def test_a_damaged_spec_hides_no_other_job_and_can_be_claimed(store: Store) -> None:
+    """Its worker is the one to say that the job cannot run."""
+    damaged, whole = submit(store, 1, id="a"), submit(store, 1, id="b")
+    with store.db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET spec = :spec WHERE id = 'a'"), {"spec": '["no spec"]'})
+        connection.execute(text("UPDATE jobs SET spec = :spec WHERE id = 'b'"), {"spec": '{"labels": "x"}'})
+    spec = store.job(damaged.id).spec
+    assert isinstance(spec, LostSpec)
+    assert (spec, spec.stored, spec["seed"]) == ({}, ["no spec"], None)
+    assert store.job(whole.id).labels == {}
+    assert {job.id for job in store.jobs()} == {claim(store).job.id, claim(store).job.id} == {"a", "b"}

@@ -54,6 +54,13 @@ def test_two_processes_claim_each_shard_once(store: Store, settings: Settings) -
         assert check(store, job.id).state is JobState.SUCCEEDED
 
 
+def test_two_results_roots_at_once(store: Store) -> None:
+    ids = [f"{store.store_id}/{name}" for name in ("one", "two")]
+    taken = together(*(partial(store.take_root, root_id) for root_id in ids))
+    assert set(taken) == {store.root_id()} < set(ids)
+    assert store.take_root("a third") == store.root_id()
+
+
 def test_the_last_two_commits_at_once_end_the_job_once(store: Store) -> None:
     for _ in range(ROUNDS):
         job = submit(store, 2)

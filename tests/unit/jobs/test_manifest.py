@@ -94,14 +94,25 @@ class TestVerify:
         first, second = (paths.resolve(shard.file or "") for shard in house.store.shards(job.id))
         errors = paths.resolve(house.store.shard(job.id, 1).errors_file or "")
         first.write_bytes(first.read_bytes()[:-1] + b"!")
-        errors.write_text("")
+        errors.write_bytes(errors.read_bytes().replace(b"it is bad", b"it is sad"))
         assert verify(paths.folder) == [
-            f"{first} is not the file that was committed: its sha256 differs from the manifest's",
-            f"{errors} does not hold the 1 prompt errors that were committed",
+            f"{path} is not the file that was committed: its sha256 differs from the manifest's"
+            for path in (first, errors)
         ]
         second.unlink()
-        assert len(verify(paths.folder)) == 2
+        assert len(verify(paths.folder)) == 3
         assert "is missing" in verify(paths.folder)[1]
+
+    def test_prompt_errors_of_an_earlier_version_are_counted(self, house: House, job: Job) -> None:
+        paths = house.paths(job)
+        data = json.loads(paths.manifest.read_text())
+        for entry in data["files"]:
+            del entry["errors_sha256"]
+        paths.manifest.write_text(json.dumps(data))
+        assert verify(paths.folder) == []
+        errors = paths.resolve(house.store.shard(job.id, 1).errors_file or "")
+        errors.write_text("")
+        assert verify(paths.folder) == [f"{errors} does not hold the 1 prompt errors that were committed"]
 
     def test_another_spec_or_other_prompts(self, house: House, job: Job) -> None:
         paths = house.paths(job)

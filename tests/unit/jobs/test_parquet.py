@@ -15,8 +15,8 @@ import pytest
 
 from jobs.errors import ResultsError
 from jobs.files import final_name
-from jobs.jsonl import read_jsonl
-from jobs.parquet import SHARD_SCHEMA, concatenate, read_rows, read_table, write_errors, write_rows
+from jobs.jsonl import read_jsonl, write_jsonl
+from jobs.parquet import SHARD_SCHEMA, concatenate, read_rows, read_table, write_rows
 from jobs.snapshot import SnapshotRow
 from tests.rows import made_row
 
@@ -61,7 +61,7 @@ def test_half_characters_do_not_break_a_shard(tmp_path: Path) -> None:
     (read,) = read_rows(tmp_path / "s.parquet")
     assert read["response"] == "a\ufffdb</answer>"
     assert read["response"][read["stop_offset"] :] == "</answer>"
-    write_errors(tmp_path / "e.jsonl", [{"prompt_index": 1, "sample_index": None, "custom_id": "\ud800", "error": "x"}])
+    write_jsonl(tmp_path / "e.jsonl", [{"prompt_index": 1, "sample_index": None, "custom_id": "\ud800", "error": "x"}])
     assert len(list(read_jsonl(tmp_path / "e.jsonl"))) == 1
 
 

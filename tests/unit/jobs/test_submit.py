@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from jobs.errors import IdempotencyConflict, ResultsError, SpecError, StoreError
 from jobs.paths import JobPaths
@@ -16,7 +17,7 @@ from jobs.settings import Settings
 from jobs.snapshot import digest_of, read_rows
 from jobs.spec import JobSpec
 from jobs.store import Store
-from jobs.store_id import adopt_or_check
+from jobs.store_id import check_root
 from jobs.submit import plan, submit
 from tests.unit.jobs.conftest import House
 
@@ -142,30 +143,74 @@ class TestResultsRoot:
     def test_an_empty_root_where_jobs_exist_is_not_theirs(self, tmp_path: Path, house: House) -> None:
         house.submit(prompts=["a"])
         settings = Settings(home=house.settings.home, results_dir=tmp_path / "unmounted")
-        with pytest.raises(ResultsError, match=f"write {house.store.store_id} into"):
+        with pytest.raises(ResultsError, match=f"write {house.store.root_id()} into"):
             submit(house.store, settings, JobSpec(model="tiny-arithmetic"), owner="ann", prompts=["a"])
         assert not (tmp_path / "unmounted").exists()
 
-    def test_adoption(self, tmp_path: Path) -> None:
-        adopt_or_check(tmp_path / "new" / "root", "id-1")
-        adopt_or_check(tmp_path / "new" / "root", "id-1", adopt=False)
-        assert [path.name for path in (tmp_path / "new" / "root").iterdir()] == ["STORE_ID"]
-        with pytest.raises(ResultsError, match=r"says id-1, this database's\s+is id-2"):
-            adopt_or_check(tmp_path / "new" / "root", "id-2")
+    def test_the_first_root_is_the_only_one(self, tmp_path: Path, house: House) -> None:
+        """Also while no job is, and the id that a person is told to write makes another folder the root."""
+        first, second = tmp_path / "new" / "root", tmp_path / "forgotten mount"
+        check_root(house.store, first)
+        check_root(house.store, first)
+        assert [path.name for path in first.iterdir()] == ["STORE_ID"]
+        with pytest.raises(ResultsError, match=f"{second} holds no STORE_ID.*write {house.store.root_id()} into"):
+            check_root(house.store, second)
+        assert not second.exists()
+        second.mkdir()
+        (second / "STORE_ID").write_text(house.store.root_id())
+        check_root(house.store, second)
 
-    def test_a_folder_of_something_else(self, tmp_path: Path) -> None:
-        (tmp_path / "thesis.tex").write_text("")
+    def test_two_roots_at_once(self, tmp_path: Path, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both were empty when they were looked at; the database takes one."""
+
+        def meanwhile(root: Path) -> None:
+            monkeypatch.undo()
+            check_root(house.store, tmp_path / "first")
+            root.mkdir()
+
+        monkeypatch.setattr("jobs.store_id.make_folder", meanwhile)
+        with pytest.raises(ResultsError, match="second is not the one that this database took first"):
+            check_root(house.store, tmp_path / "second")
+        check_root(house.store, tmp_path / "first")
+
+    def test_a_root_that_was_marked_by_one_who_died_then(
+        self, tmp_path: Path, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(self: Store, root_id: str) -> str:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Store, "take_root", killed)
+            check_root(house.store, tmp_path / "root")
+        check_root(house.store, tmp_path / "root")
+        assert house.store.root_id() == (tmp_path / "root" / "STORE_ID").read_text().strip()
+
+    def test_a_root_of_an_earlier_version(self, house: House) -> None:
+        """It bears the store's id alone."""
+        house.submit(prompts=["a"])
+        with house.store.db.transaction() as connection:
+            connection.execute(text("UPDATE store SET id = :id"), {"id": house.store.store_id})
+        (house.settings.results / "STORE_ID").write_text(house.store.store_id + "\n")
+        check_root(house.store, house.settings.results)
+        assert house.store.take_root("another/root") == house.store.root_id() == house.store.store_id
+
+    def test_a_folder_of_something_else(self, tmp_path: Path, house: House) -> None:
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis" / "thesis.tex").write_text("")
         with pytest.raises(ResultsError, match="is not empty and is no results folder"):
-            adopt_or_check(tmp_path, "id-1")
-        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+            check_root(house.store, tmp_path / "thesis")
+        assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
 
-    def test_a_process_that_was_first_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_process_of_another_database_that_was_first_wins(
+        self, tmp_path: Path, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def first(target: Path) -> None:
-            (tmp_path / "STORE_ID").write_text("id-1\n")
+            target.mkdir()
+            (target / "STORE_ID").write_text("id-1\n")
 
         monkeypatch.setattr("jobs.store_id.make_folder", first)
-        with pytest.raises(ResultsError, match="says id-1"):
-            adopt_or_check(tmp_path, "id-2")
+        with pytest.raises(ResultsError, match=r"belongs to another database.*says id-1"):
+            check_root(house.store, tmp_path / "root")
 
 
 def test_paths_of_a_copied_folder(tmp_path: Path) -> None:
