@@ -4,7 +4,7 @@ BIN    := .venv/bin
 # uv does not read pip's find-links by itself.
 UV     := UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q -c constraints.txt
 
-.PHONY: install demo test test-slow bench bench-queue lint format clean
+.PHONY: install demo test test-slow chaos bench bench-queue lint format clean
 
 install: .venv/.installed
 
@@ -34,6 +34,11 @@ test: lint
 # Proofs that take minutes.
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
+
+# Faults of all kinds at random, on SQLite and on PostgreSQL: make chaos CHAOS_MINUTES=10 CHAOS_SEED=1
+CHAOS_MINUTES ?= 2
+chaos: .venv/.installed-test
+	CHAOS_MINUTES=$(CHAOS_MINUTES) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/pytest tests/chaos -rP
 
 # The core against the usual pattern and the machine, 20 minutes and more: make bench BENCH="--quick --model tiny"
 bench: .venv/.installed

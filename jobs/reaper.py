@@ -3,8 +3,8 @@
 A worker's death is seen by its heartbeat standing still, measured by the onlooker's own monotonic clock between its own
 looks: clocks of different machines are never compared. A reaper that could not look for half a lease, stopped itself or
 with the database away, starts counting anew: hearts could not be heard. Nor can they where nothing can be written while
-reading goes on, as on a locked SQLite: before stillness is held against anyone, the reaper itself must get to write.
-Only a process of this host is known to be dead at once.
+reading goes on, as on a locked SQLite or a full disk: before it holds stillness against anyone, the reaper itself must
+get to write. Only a process of this host is known to be dead at once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Reaper:
     def look(self) -> int:
         """Take back what is lost, remove the rows of dead workers; how many shards were taken back."""
         if any(self._last_look - since > self._lease / 4 for _, since in self._seen.values()):
-            self._store.wait_to_write()  # so long, no heartbeat gets through either
+            self._store.touch()  # as long as this waits or fails, no heartbeat gets through either
         dead = [worker for worker in self._store.workers() if is_dead(worker)]  # before their shards are read
         running = self._store.running_beats()
         at = self._clock()

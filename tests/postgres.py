@@ -1,6 +1,7 @@
 """A PostgreSQL server for the tests: found on this machine or in the wheel, started in a folder of its own.
 
-`initdb` refuses to run as root; there it runs as `nobody`, to whom the folder is given.
+`initdb` refuses to run as root; there it runs as `nobody`, to whom the folder is given. A server can be stopped, paused
+and started again, always on its one port.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+
+import psutil
 
 
 def find_binaries() -> Path | None:
@@ -30,48 +34,105 @@ def find_binaries() -> Path | None:
     return next((c for c in candidates if (c / "initdb").exists() and (c / "postgres").exists()), None)
 
 
-@contextmanager
-def server(binaries: Path, *, durable: bool = False) -> Iterator[str]:
-    """Runs a server; yields the URL of its database `postgres`. `durable`: syncs every commit, as a real one does."""
-    folder = Path(mkdtemp(prefix="seqproc-pg-", dir="/tmp"))  # a socket's path must be short
-    as_user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    data, port = folder / "data", _free_port()
-    init = [
-        binaries / "initdb",
-        "-D",
-        data,
-        "-U",
-        "seqproc",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--no-sync",
-        "--locale=C.UTF-8",
-    ]
-    settings = [f"port={port}", "max_connections=60"]
-    if not durable:  # nothing here outlives a crash, so nothing need be synced
-        settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
-    options = [item for s in [*settings, f"unix_socket_directories={folder}"] for item in ("-c", s)]
-    try:
-        subprocess.run(init, check=True, capture_output=True, cwd=folder, **as_user)
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [binaries / "postgres", "-D", data, "-h", "127.0.0.1", *options],
-                stdout=log, stderr=log, cwd=folder, **as_user,
-            )  # fmt: skip
+# Nothing here outlives a crash of the machine, so nothing need be synced. A crash of the server alone loses nothing
+# either, if a commit waits until its log is written.
+_FAST = ("fsync=off", "full_page_writes=off")
+
+
+class Server:
+    """A server in a folder of its own.
+
+    `durable` keeps every commit through `stop(signal.SIGQUIT)`, `synced` through a crash of the machine as well.
+    """
+
+    def __init__(self, binaries: Path, *, durable: bool = False, synced: bool = False) -> None:
+        self._binaries = binaries
+        self._folder = Path(mkdtemp(prefix="seqproc-pg-", dir="/tmp"))  # a socket's path must be short
+        self._as_user: dict[str, Any] = {"cwd": self._folder}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
+            self._as_user |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        self.port = _free_port()
+        self._settings = [f"synchronous_commit={'on' if durable else 'off'}", f"port={self.port}", "max_connections=60"]
+        self._settings += [] if synced else _FAST
+        self._settings.append(f"unix_socket_directories={self._folder}")
+        self._process: subprocess.Popen[bytes] | None = None
+        data = self._folder / "data"
+        init = [binaries / "initdb", "-D", data, "-U", "seqproc", "-A", "trust", "-E", "UTF8"]
+        subprocess.run(
+            [*init, "--no-sync", "--locale=C.UTF-8"], check=True, capture_output=True, **self._as_user
+        )  # fmt: skip
+
+    def url(self, database: str = "postgres", port: int | None = None) -> str:
+        """The URL of a database, through another port if something stands in between."""
+        return f"postgresql+psycopg://seqproc@127.0.0.1:{port or self.port}/{database}"
+
+    def start(self) -> None:
+        """Returns when the server answers."""
+        options = [item for setting in self._settings for item in ("-c", setting)]
+        command = [self._binaries / "postgres", "-D", self._folder / "data", "-h", "127.0.0.1", *options]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, **self._as_user)
+        _await(self._process, self.port, self._folder / "log")
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """SIGINT ends every connection in order, SIGQUIT at once: the next start recovers from the log."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(30)
+            self._process = None
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Killed as by a crash, and started again after the block."""
+        self.stop(signal.SIGQUIT)
         try:
-            _await(process, port, folder / "log")
-            yield f"postgresql+psycopg://seqproc@127.0.0.1:{port}/postgres"
+            yield
         finally:
-            process.terminate()
-            process.wait(30)
+            self.start()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Every process of the server stands still in the block, whatever it was about to do."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        postmaster = psutil.Process(self._process.pid)
+        postmaster.send_signal(number)  # first, so that it makes no more children
+        for child in postmaster.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        """One statement in a transaction of its own, or outside of any."""
+        import psycopg
+
+        where = {"host": "127.0.0.1", "port": self.port, "user": "seqproc", "dbname": database}
+        with psycopg.connect(**where, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def close(self) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def server(binaries: Path, *, synced: bool = False) -> Iterator[str]:
+    """Runs a server; yields the URL of its database `postgres`. `synced`: every commit reaches the disk."""
+    running = Server(binaries, durable=synced, synced=synced)
+    try:
+        running.start()
+        yield running.url()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        running.close()
 
 
 def _free_port() -> int:

@@ -10,7 +10,7 @@ from jobs.states import JobState, ShardState
 from jobs.store.locked import AT_REST, LockedJob
 from jobs.store.part import IS_RUNNING, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, WORKER_COLUMNS, job_record, shard_record, worker_record
-from jobs.store.schema import attempts, jobs, now, shards, webhooks
+from jobs.store.schema import attempts, jobs, now, shards, store, webhooks
 
 
 class Lifecycle(Part):
@@ -94,10 +94,10 @@ class Lifecycle(Part):
             known = {row.id: worker_record(row) for row in connection.execute(select(*WORKER_COLUMNS))}
         return [(shard, known.get(shard.worker_id or "")) for shard in map(shard_record, running)]
 
-    def wait_to_write(self) -> None:
-        """Returns as soon as a transaction may write. It changes nothing."""
-        with self.db.transaction():
-            pass
+    def touch(self) -> None:
+        """Write, and change nothing: it waits or raises where no heartbeat can be written either."""
+        with self.db.transaction() as connection:
+            connection.execute(update(store).values(id=store.c.id))
 
     def reap(self, job_id: str, shard: int, attempt: int, *, beat: int, reason: str, limit: int) -> bool:
         """Take a shard back from a worker that died or stopped answering, which counts as a failure.

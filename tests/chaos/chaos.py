@@ -1,0 +1,335 @@
+"""Faults of all kinds at random over several jobs and workers, and then the calm in which everything must come right.
+
+The seed decides what happens in which order; the machine decides what it meets. Whatever begins also ends: a fault
+that lasts puts its end on a list that the same loop works off. What people do (submit, cancel, retry, gc) happens in
+threads, for it may have to wait for a database that only this loop brings back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.client import JobHandle
+from jobs.errors import JobNotFound, ResultsError, StoreError, WrongState
+from jobs.gc import ORPHAN_AGE, collect
+from jobs.settings import Settings
+from tests.faults.outages.disk import SmallDisk
+from tests.faults.outages.proxy import Proxy, Where
+from tests.faults.outages.puppet import POISON
+from tests.faults.outages.site import (
+    LEASE,
+    PATIENCE,
+    SUBMIT,
+    Process,
+    Reference,
+    Site,
+    assert_intact,
+    hold_lock,
+    wrong_by,
+)
+from tests.postgres import Server
+
+_MOST_WORKERS = 4
+_JOB_EVERY = 3.0  # seconds, so that what is submitted can also be done
+_LONGEST = 2 * LEASE  # seconds that a fault lasts at most
+
+
+class Chaos:
+    """One run over one site. `run`, then `settle`, then `check`; `story` tells what happened."""
+
+    def __init__(
+        self,
+        site: Site,
+        seed: int,
+        *,
+        server: Server | None = None,
+        proxy: Proxy | None = None,
+        through: Settings | None = None,
+        disk: SmallDisk | None = None,
+    ) -> None:
+        """`server` is PostgreSQL's, else the site is on SQLite. Workers use the settings `through` the proxy."""
+        self.site, self.random, self.seed = site, random.Random(seed), seed
+        self.server, self.proxy, self.through, self.disk = server, proxy, through, disk
+        self.began = time.monotonic()
+        self.timeline: list[str] = []
+        self.happened: Counter[str] = Counter()
+        self.workers: list[Process] = []
+        self.clocks: dict[int, Path] = {}
+        self.prompts: dict[str, list[str]] = {}  # by the job's name, which is also its seed
+        self.ends: list[tuple[float, int, Callable[[], Any]]] = []
+        self.numbers = itertools.count(1)
+        self.people = ThreadPoolExecutor(8)
+        self.deeds: list[tuple[str, Future[Any]]] = []
+        self.lasting: set[str] = set()  # the faults that may happen only one at a time
+
+    # What may happen, and how often.
+
+    def faults(self) -> dict[Callable[[], None], int]:
+        usual = {
+            self.kill_a_worker: 4,
+            self.freeze_a_worker: 4,
+            self.terminate_a_worker: 2,
+            self.start_a_worker: 6,
+            self.set_a_clock: 2,
+            self.submit: 6,
+            self.submit_twice: 2,
+            self.kill_a_submit: 2,
+            self.cancel: 2,
+            self.retry: 4,
+            self.collect: 3,
+        }
+        if self.server is None:
+            usual[self.lock_the_database] = 2
+        else:
+            usual |= {self.restart_the_database: 2, self.pause_the_database: 2, self.cut_connections: 2}
+        if self.disk is not None:
+            usual[self.fill_the_disk] = 2
+        return usual  # a lane with a broker adds the broker's restarts here
+
+    def run(self, seconds: float) -> None:
+        faults = self.faults()
+        for _ in range(2):
+            self.submit()
+            self.start_a_worker()
+        self.site.until(lambda: any(job.record.started_at for job in self._jobs()))  # the first worker is there
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._end_what_is_due()
+            fault = self.random.choices(list(faults), list(faults.values()))[0]
+            fault()
+            time.sleep(self.random.uniform(0.02, 0.4))
+
+    def settle(self) -> None:
+        """No more faults; what was cancelled or failed is retried until every job has succeeded."""
+        self._tell("calm")
+        self._end_what_is_due(all_of_them=True)
+        for _ in range(2):
+            self._start()
+        for what, deed in self.deeds:
+            self._judge(what, deed)
+        self._age_orphans()
+        self.site.until(self._all_succeeded)
+        self.site.until(lambda: not self.site.store.jobs_with_old_manifest())
+
+    def check(self, reference: Reference) -> None:
+        """Every job is whole, and no process said anything that its people should not have to read."""
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGTERM)
+        for worker in self.workers:
+            code = worker.wait(PATIENCE)
+            # 143: told twice. SIGTERM itself: told before it could listen. 1: it could not start and said why.
+            assert code in (0, 1, 143, -signal.SIGKILL, -signal.SIGTERM), f"a worker ended with {code}"
+            assert code != -signal.SIGTERM or not worker.said(), worker.said()
+            assert code != 1 or worker.said().splitlines()[-1].startswith("Error: "), worker.said()
+        for process in self.site.processes:
+            assert "Traceback" not in process.said(), process.said()
+        collect(self.site.store, self.site.settings)
+        for job in self._jobs():
+            name = str(job.record.name)
+            expected = reference.of(self.prompts[name], name=name, seed=int(name))
+            assert job.record.state == "succeeded"
+            assert_intact(self.site, job, expected)
+
+    def close(self) -> None:
+        """Whatever went wrong, the server is there again for others."""
+        self._end_what_is_due(all_of_them=True)
+        self.people.shutdown(wait=False, cancel_futures=True)
+
+    def story(self) -> str:
+        return "\n".join([f"seed {self.seed}", *self.timeline, self.site.last_words()])
+
+    def summary(self) -> str:
+        attempts = Counter(a.outcome for job in self._jobs() for a in self.site.store.attempts(job.id))
+        cuts = f", {self.proxy.cuts} connections cut" if self.proxy else ""
+        made = f"{len(self.prompts)} submits, {len(self._jobs())} jobs whole{cuts}"
+        return f"seed {self.seed}: {made}; attempts {dict(attempts)}; {dict(self.happened)}"
+
+    # Workers.
+
+    def start_a_worker(self) -> None:
+        if len(self._alive()) < _MOST_WORKERS:
+            self._start()
+            if self.random.random() < 0.3:
+                self._start()  # a supervisor that starts the same thing twice
+
+    def kill_a_worker(self) -> None:
+        for worker in self._one_of(self._alive()):
+            worker.kill()
+            self._tell("kill -9", worker)
+
+    def terminate_a_worker(self) -> None:
+        for worker in self._one_of(self._alive()):
+            worker.terminate()
+            self._tell("SIGTERM", worker)
+
+    def freeze_a_worker(self) -> None:
+        for worker in self._one_of(self._alive()):
+            worker.suspend()
+            self._lasts("SIGSTOP", worker.resume, worker)
+
+    def set_a_clock(self) -> None:
+        for worker in self._one_of(self._alive()):
+            hours = self.random.randint(-50, 50)
+            wrong_by(self.clocks[worker.pid], hours * 3600.0)
+            self._tell("clock set", worker, f"by {hours} h")
+
+    # People.
+
+    def submit(self) -> None:
+        if (name := self._new_job()) is not None:
+            self._do("submit", partial(self._submit, name), name)
+
+    def submit_twice(self) -> None:
+        """Two at once under one idempotency key: one job."""
+        if (name := self._new_job()) is not None:
+            for _ in range(2):
+                self._do("submit under a key", partial(self._submit, name, idempotency_key=f"key-{name}"), name)
+
+    def kill_a_submit(self) -> None:
+        if (name := self._new_job()) is not None:
+            flags = [item for prompt in self.prompts[name] for item in ("--prompts", prompt)]
+            process = self.site.command("submit", "-d", "-q", *SUBMIT, "--seed", name, "--name", name, *flags)
+            self._lasts("submit, killed", process.kill, name, seconds=self.random.uniform(0.3, 1.5))
+
+    def cancel(self) -> None:
+        self._steer("cancel", lambda job: job.cancel())
+
+    def retry(self) -> None:
+        self._steer("retry", lambda job: job.retry())
+
+    def collect(self) -> None:
+        self._do("gc", lambda: collect(self.site.store, self.site.settings))
+
+    # What all depend on.
+
+    def lock_the_database(self) -> None:
+        holder = hold_lock(self.site.settings.home / "seqproc.db")  # as soon as it gets it
+        self._lasts("SQLite locked", holder.communicate)
+
+    def restart_the_database(self) -> None:
+        assert self.server is not None
+        self._holds("PostgreSQL away", self.server.away())
+
+    def pause_the_database(self) -> None:
+        assert self.server is not None
+        self._holds("PostgreSQL paused", self.server.paused())
+
+    def cut_connections(self) -> None:
+        assert self.proxy is not None
+        wire, chance = self.proxy, random.Random(self.random.random())
+        ways: tuple[Where, Where] = ("before", "after")
+        wire.choose_by(lambda _: chance.choice(ways) if chance.random() < 0.1 else None)
+        self._lasts("connections cut", lambda: wire.choose_by(lambda _: None))
+
+    def fill_the_disk(self) -> None:
+        assert self.disk is not None
+        self.disk.fill()
+        self._lasts("disk full", self.disk.make_room)
+
+    # How it is done.
+
+    def _start(self) -> None:
+        clock = self.site.folder / f"clock-{next(self.numbers)}"
+        wrong_by(clock, 0)
+        worker = self.site.worker(step=self.random.choice((0.0, 0.01, 0.05)), clock=clock, settings=self.through)
+        self.clocks[worker.pid] = clock
+        self.workers.append(worker)
+        self._tell("start", worker)
+
+    def _alive(self) -> list[Process]:
+        return [worker for worker in self.workers if worker.poll() is None]
+
+    def _one_of(self, things: list[Any]) -> list[Any]:
+        return [self.random.choice(things)] if things else []
+
+    def _new_job(self) -> str | None:
+        """The name of one more job, whose prompts are drawn; none if there are enough."""
+        if len(self.prompts) > 2 + (time.monotonic() - self.began) / _JOB_EVERY:
+            return None
+        name = str(1000 + next(self.numbers))
+        count = self.random.randint(1, 30)
+        self.prompts[name] = [POISON if self.random.random() < 0.1 else f"prompt {i}" for i in range(count)]
+        return name
+
+    def _submit(self, name: str, **fields: Any) -> None:
+        self.site.submit(self.prompts[name], name=name, seed=int(name), **fields)
+
+    def _steer(self, what: str, deed: Callable[[JobHandle], Any]) -> None:
+        draw = self.random.random()
+
+        def steer() -> None:
+            jobs = self._jobs()
+            if jobs:
+                deed(jobs[int(draw * len(jobs))])
+
+        self._do(what, steer)
+
+    def _do(self, what: str, deed: Callable[[], Any], about: str = "") -> None:
+        self._tell(what, about)
+        self.deeds.append((f"{what} {about}", self.people.submit(deed)))
+
+    def _judge(self, what: str, deed: Future[Any]) -> None:
+        """People may be told why not, in a sentence; anything else is a bug."""
+        error = deed.exception(60)
+        if error is not None:
+            self.timeline.append(f"        {what}: {type(error).__name__}: {error}")
+            assert isinstance(error, WrongState | JobNotFound | StoreError | ResultsError), f"{what}: {error!r}"
+
+    def _holds(self, what: str, fault: AbstractContextManager[None]) -> None:
+        if self.lasting:
+            return  # one at a time: away and paused at once is away
+        self.lasting.add(what)
+        fault.__enter__()
+
+        def end() -> None:
+            fault.__exit__(None, None, None)
+            self.lasting.discard(what)
+
+        self._lasts(what, end)
+
+    def _lasts(
+        self, what: str, end: Callable[[], Any], about: str | Process = "", seconds: float | None = None
+    ) -> None:
+        seconds = self.random.uniform(0.1, _LONGEST) if seconds is None else seconds
+        self._tell(what, about, f"for {seconds:.1f} s")
+        heapq.heappush(self.ends, (time.monotonic() + seconds, next(self.numbers), end))
+
+    def _end_what_is_due(self, *, all_of_them: bool = False) -> None:
+        while self.ends and (all_of_them or self.ends[0][0] <= time.monotonic()):
+            heapq.heappop(self.ends)[2]()
+
+    def _jobs(self) -> list[JobHandle]:
+        return self.site.client.jobs(limit=10_000)
+
+    def _all_succeeded(self) -> bool:
+        jobs = self._jobs()
+        for job in jobs:
+            if job.record.state in ("failed", "cancelled"):
+                job.retry()
+        return all(job.record.state == "succeeded" for job in jobs)
+
+    def _age_orphans(self) -> None:
+        """Folders of submits that were killed are as old as gc asks for."""
+        known = self.site.store.job_ids()
+        for folder in (self.site.settings.results / "jobs").iterdir():
+            if folder.name not in known:
+                for path in (*folder.rglob("*"), folder):
+                    os.utime(path, (0, time.time() - ORPHAN_AGE - 60))
+
+    def _tell(self, what: str, about: str | Process = "", how: str = "") -> None:
+        self.happened[what] += 1
+        whom = f"worker {about.pid}" if isinstance(about, Process) else about
+        self.timeline.append(f"{time.monotonic() - self.began:8.2f}  {what} {whom} {how}".rstrip())
