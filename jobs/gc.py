@@ -125,12 +125,6 @@ def _untouched(folder: Path, now: float) -> bool:
     return now - newest > ORPHAN_AGE
 
 
-def _remove(paths: JobPaths) -> None:
-    while paths.folder.exists():
-        with suppress(FileNotFoundError):  # somebody else collects as well
-            shutil.rmtree(paths.folder)
-
-
 def _inside(folder: Path) -> list[Path]:
     """Everything in a folder, or nothing if that goes while it is read."""
     try:
