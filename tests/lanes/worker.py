@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--idle-exit", action="store_true")
     parser.add_argument("--rings", type=int, default=1)
     options = parser.parse_args()
-    worker.engine.CoreEngine = lambda _trusted: HeldEngine(options.hold)  # type: ignore[assignment,misc]
+    worker.engine.CoreEngine = lambda *_: HeldEngine(options.hold)  # type: ignore[assignment,misc]
     if options.rings > 1:
         multiply_rings(options.rings)
     try:

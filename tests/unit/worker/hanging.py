@@ -44,6 +44,6 @@ def hang_here() -> None:
 
 
 if __name__ == "__main__":
-    engine.CoreEngine = lambda _trusted: HangingEngine()  # type: ignore[assignment,misc]
+    engine.CoreEngine = lambda *_: HangingEngine()  # type: ignore[assignment,misc]
     watchdog.LOADING_SECONDS = 3.0
     serve(Settings.load(), ["default"], idle_exit=True, quiet=True)
