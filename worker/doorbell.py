@@ -1,11 +1,11 @@
 """The doorbell: rings travel through Redis, by Celery; this is the only file that knows Celery.
 
-A message carries a queue's name and nothing that matters: whoever hears one looks at the database. It is acknowledged
-before anything is done about it, only JSON is taken, nothing is answered and nobody can be commanded. A worker takes
-messages only while its drain is idle, so that a ring goes to one that has time.
+A message carries a queue's name and nothing that matters: whoever hears one looks at the database. It is gone from
+Redis once it is read, only JSON is taken, nothing is answered and nobody can be commanded. A worker takes messages only
+while its drain is idle, so that a ring goes to one that has time.
 
-Celery's own `worker_disable_prefetch` would do the last thing, too, but one message that cannot be decoded, which it
-never counts as ended, would make the worker deaf for good.
+A message of the wrong shape ends Celery's worker as a whole (its Request unpacks the body without a check). As nothing
+is left to be delivered again, Celery is started anew and that was all.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _TASK = "seqproc.ring"
 _SOCKET_SECONDS = 3  # that Redis may take to answer
 _HEALTH_SECONDS = 5  # that Redis may be silent where it owes an answer every second
+_AGAIN_SECONDS = 1.0  # until Celery is started again after it ended by itself
 _LEAVE_SECONDS = 1.0  # that a leaving worker gives Celery; nothing would be lost if it gave none
 
 
@@ -53,7 +54,7 @@ class _Rings(Celery):
             result_accept_content=["json"],
             task_serializer="json",
             event_serializer="json",
-            task_acks_late=False,  # a message that is lost costs time; one that comes twice costs nothing
+            task_acks_late=False,
             task_ignore_result=True,
             worker_prefetch_multiplier=1,
             worker_enable_remote_control=False,
@@ -123,22 +124,17 @@ class _CeleryBell(RungBell):
         app.steps["consumer"].add(_Gate)
         app.bell = self
         app.set_default()  # what Celery's own threads take for theirs
-        self._celery = WorkController(
-            app=app,
-            queues=list(queues),
-            pool="threads",
-            concurrency=1,
-            without_mingle=True,
-            without_gossip=True,
-            without_heartbeat=True,
-        )
-        self._thread = threading.Thread(target=self._celery.start, name="doorbell", daemon=True)
+        self._app, self._queues = app, list(queues)
+        self._celery = self._make()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="doorbell", daemon=True)
 
     def start(self) -> None:
         state.should_stop = None
         self._thread.start()
 
     def leave(self) -> None:
+        self._left.set()
         state.should_stop = 0
         self._wake()
         self._thread.join(_LEAVE_SECONDS)
@@ -162,19 +158,41 @@ class _CeleryBell(RungBell):
     def _task(self, queue: str) -> None:
         self.ring()
 
+    def _listen(self) -> None:
+        while True:
+            self._celery.start()
+            if self._left.wait(_AGAIN_SECONDS):
+                return
+            log.error("Celery ended by itself; it is started again")
+            self._celery = self._make()
+
+    def _make(self) -> WorkController:
+        return WorkController(
+            app=self._app,
+            queues=self._queues,
+            pool="threads",
+            concurrency=1,
+            without_mingle=True,
+            without_gossip=True,
+            without_heartbeat=True,
+        )
+
     def _wake(self) -> None:
         """Have Celery's loop ask again whether it may take a message, or shall leave."""
         self._celery.hub.call_soon(self._nudge)
 
 
 class _Gate(bootsteps.StartStopStep):
-    """Put up at each connection: messages come while the bell may take them."""
+    """Put up at each connection, in place of Celery's limits: messages come while the bell may take them.
+
+    None is kept for a second delivery: one that is lost costs time, one that breaks Celery would break it again.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        bell, qos = consumer.app.bell, consumer.task_consumer.channel.qos
-        within_limits = qos.can_consume
-        qos.can_consume = lambda: bell.may_take() and within_limits()
+        bell = consumer.app.bell
+        consumer.task_consumer.no_ack = True
+        consumer.task_consumer.channel.qos.can_consume = bell.may_take
         consumer.on_task_message.add(bell.taken)
         log.info("listening for rings at %s", consumer.connection.as_uri())

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from jobs import Client
-from jobs.doorbell import load_ringer
+from jobs.doorbell import Doorbell, load_ringer
 from jobs.processes import this_process
 from tests.lanes.conftest import waiting_rings
 from tests.lanes.lane import SHARDS, Lane
@@ -58,6 +58,7 @@ def test_a_claim_that_leaves_more_rings_once_more(rung_lane: Lane) -> None:
     stop = Stop()
     engine: Engine = Counting()  # type: ignore[assignment]
     drain = Drain(rung_lane.store, rung_lane.settings, engine, "me", ["default"], stop)
+    drain.doorbell = Doorbell(rung_lane.store, rung_lane.settings, patience=60)  # however busy this machine is
     drain.register()
     rung_lane.submit(shard_size=4)
     assert waiting_rings(rung_lane) == 1, "there is one who could hear it: me"

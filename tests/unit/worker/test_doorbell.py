@@ -89,6 +89,20 @@ def test_a_pickled_message_is_refused_and_the_worker_hears_on(
     assert trap.exists(), "the trap would have worked"
 
 
+def test_a_message_of_the_wrong_shape_does_not_make_the_worker_deaf(
+    bell: RungBell, redis_server: RedisServer, store_id: str
+) -> None:
+    ringer(redis_server.url, store_id)("c", 1)
+    with redis_server.client() as client:
+        message = json.loads(client.rpop(f"seqproc:{store_id}:c"))  # type: ignore[arg-type]
+        message["body"] = base64.b64encode(b"[1]").decode()
+        client.lpush(f"seqproc:{store_id}:a", json.dumps(message))
+    bell.wait(Stop(), 0.5, lambda: True)
+    for _ in range(2):
+        ringer(redis_server.url, store_id)("a", 1)
+        assert heard(bell)
+
+
 def test_the_environment_of_other_programs_is_left_alone(
     redis_server: RedisServer, store_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
