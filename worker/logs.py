@@ -5,6 +5,7 @@ native code the file ends with Python's words about it, which `jobs.logs.last_wo
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,10 +29,17 @@ def logging_for(job: str, shard: int, attempt: int) -> Iterator[None]:
         _ATTEMPT.reset(token)
 
 
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that finds no room is lost; whatever else does not, says so in a sentence and not in a traceback."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def log_to(file: Path, worker_id: str, *, quiet: bool) -> None:
     """Send this process's log to `file` and, unless quiet, to stderr."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = JsonLines(lambda: {"worker": worker_id, **_ATTEMPT.get()})
-    to_file = logging.FileHandler(file, encoding="utf-8", errors="replace")
+    to_file = _File(file, encoding="utf-8", errors="replace")
     to_file.setFormatter(lines)
     send(_LEVELS, [to_file] if quiet else [to_file, on_stderr(lines)])

@@ -166,22 +166,22 @@ class Chaos:
                 self._start()  # a supervisor that starts the same thing twice
 
     def kill_a_worker(self) -> None:
-        for worker in self._one_of(self._alive()):
+        for worker in self._some_worker():
             worker.kill()
             self._tell("kill -9", worker)
 
     def terminate_a_worker(self) -> None:
-        for worker in self._one_of(self._alive()):
+        for worker in self._some_worker():
             worker.terminate()
             self._tell("SIGTERM", worker)
 
     def freeze_a_worker(self) -> None:
-        for worker in self._one_of(self._alive()):
+        for worker in self._some_worker():
             worker.suspend()
             self._lasts("SIGSTOP", worker.resume, worker)
 
     def set_a_clock(self) -> None:
-        for worker in self._one_of(self._alive()):
+        for worker in self._some_worker():
             hours = self.random.randint(-50, 50)
             wrong_by(self.clocks[worker.pid], hours * 3600.0)
             self._tell("clock set", worker, f"by {hours} h")
@@ -252,8 +252,11 @@ class Chaos:
     def _alive(self) -> list[Process]:
         return [worker for worker in self.workers if worker.poll() is None]
 
-    def _one_of(self, things: list[Any]) -> list[Any]:
-        return [self.random.choice(things)] if things else []
+    def _some_worker(self) -> list[Process]:
+        """One that has already worked, most of the time: on a loaded machine it takes long to start. Or none."""
+        alive = self._alive()
+        among = [worker for worker in alive if worker.said()] if self.random.random() < 0.8 else alive
+        return [self.random.choice(among)] if among else []
 
     def _new_job(self) -> str | None:
         """The name of one more job, whose prompts are drawn; none if there are enough."""

@@ -223,7 +223,8 @@ sys.stdin.read()
 
 def hold_lock(file: Path) -> subprocess.Popen[bytes]:
     """A process that takes SQLite's write lock, says so, and holds it until its stdin is closed."""
-    return subprocess.Popen([sys.executable, "-c", _HOLD, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", _HOLD, file], **pipes)
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def test_of_the_results_while_a_worker_writes(
     disk.make_room()
     site.until_ended(job)
     site.leave(worker)
+    assert "Traceback" not in worker.said(), "neither for the shard nor for a log that cannot be written"
     assert_undisturbed(site, job, reference.of(PROMPTS))
 
 
