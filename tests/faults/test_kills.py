@@ -53,9 +53,9 @@ def _ended(lab: Lab, job: JobHandle, record: Job) -> bool:
 )
 def test_a_worker(lab: Lab, fault: str, left: Callable[[Lab, JobHandle, Job], bool], reaped: int) -> None:
     job = lab.submit()
-    assert lab.puppet(fault).wait(60) == -signal.SIGKILL
+    assert lab.puppet(fault).wait(120) == -signal.SIGKILL
     assert left(lab, job, job.refresh())
-    assert lab.puppet().wait(60) == 0
+    assert lab.puppet().wait(120) == 0
     assert lab.outcomes(job).count("reaped") == reaped
     assert lab.outcomes(job).count("done") == 6
     assert_complete(lab, job, TWELVE)
@@ -68,17 +68,17 @@ def test_a_submit(lab: Lab, tmp_path: Path, fault: str) -> None:
     prompts.write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(12)))
     flags = ["--model", "tiny-arithmetic", "-G", "2", "--seed", "1", "--shard-size", "2", "--idempotency-key", "k"]
     command = ["submit", str(prompts), *flags, "--detach"]
-    assert lab.puppet(fault, command=command).wait(60) == -signal.SIGKILL
+    assert lab.puppet(fault, command=command).wait(120) == -signal.SIGKILL
     (orphan,) = (lab.settings.results / "jobs").iterdir()
     assert lab.client.jobs() == []
     again = lab.puppet(command=command)
-    assert again.wait(60) == 0, again.words
+    assert again.wait(120) == 0, again.words
     (job,) = lab.client.jobs()
     assert job.id != orphan.name
     assert collect(lab.client.store, lab.settings).folders == 0, "it may still be at work"
     for path in (*orphan.rglob("*"), orphan):
         os.utime(path, (then := time.time() - ORPHAN_AGE - 60, then))
-    assert lab.puppet().wait(60) == 0
+    assert lab.puppet().wait(120) == 0
     assert collect(lab.client.store, lab.settings).folders == 1
     assert not orphan.exists()
     assert_complete(lab, job, TWELVE)

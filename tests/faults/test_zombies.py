@@ -24,7 +24,7 @@ def files_of(lab: Lab, job: JobHandle, claim: Claim) -> list[str]:
 def assert_refused(lab: Lab, job: JobHandle, zombie: Puppet, claim: Claim) -> None:
     """The zombie itself removes what it wrote, and serves on."""
     lab.until(lambda: files_of(lab, job, claim) == [])
-    assert zombie.wait(60) == 0, zombie.words
+    assert zombie.wait(120) == 0, zombie.words
     assert "came too late" in zombie.words
 
 
@@ -36,7 +36,7 @@ def test_stopped_past_its_lease_between_file_and_commit(lab: Lab) -> None:
     lab.freeze(zombie)
     claim = claim_of(lab, job)
     assert len(files_of(lab, job, claim)) == 1
-    assert lab.puppet().wait(60) == 0
+    assert lab.puppet().wait(120) == 0
     assert job.refresh().state == "succeeded"
     assert len(files_of(lab, job, claim)) == 1, "the process may live, so nobody else removes it but gc"
     zombie.go_on()
@@ -54,7 +54,7 @@ def test_handed_back_and_claimed_again_while_the_first_still_writes(lab: Lab) ->
     claim = claim_of(lab, job)
     assert [name.startswith("shards/.shard-") for name in files_of(lab, job, claim)] == [True], "half-written"
     lab.client.store.hand_back(claim, "for the test")
-    assert lab.puppet().wait(60) == 0
+    assert lab.puppet().wait(120) == 0
     slow.go_on()
     assert_refused(lab, job, slow, claim)
     assert lab.outcomes(job) == ["done", "handed back", *["done"] * 5]
@@ -67,13 +67,13 @@ def test_what_gc_took_from_under_the_first_is_no_fault_of_its_machine(lab: Lab) 
     lab.until(lambda: slow.waits)
     claim = claim_of(lab, job)
     lab.client.store.hand_back(claim, "for the test")
-    assert lab.puppet().wait(60) == 0
+    assert lab.puppet().wait(120) == 0
     assert collect(lab.client.store, lab.settings).files == 1
     other = lab.submit()
     slow.go_on()
     lab.until(lambda: other.refresh().state.ended, seconds=10)  # a machine at fault would pause for longer
     slow.terminate()
-    assert slow.wait(60) == 0, slow.words
+    assert slow.wait(120) == 0, slow.words
     assert "not attempt 1's any more" in slow.words
     assert_complete(lab, job, TWELVE)
     assert_complete(lab, other, TWELVE)
@@ -97,7 +97,7 @@ def test_retry_while_a_zombie_runs(lab: Lab) -> None:
     lab.until(lambda: files_of(lab, job, claim) == [])
     assert (job.refresh().running_shards, job.record.done_shards) == (1, 0)
     successor.go_on()
-    assert successor.wait(60) == 0
+    assert successor.wait(120) == 0
     assert_refused(lab, job, zombie, claim)
     assert lab.outcomes(job) == ["reaped", "done"]
     assert_complete(lab, job, TWELVE[:4])
