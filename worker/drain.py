@@ -129,19 +129,21 @@ class Drain:
         if self._astray:
             self.store.hand_back_all(self.worker_id, "the database was away")
             self._astray = False
-        ran = 0
+        ran, told = 0, False
         while not self.stop.is_set():
             claim = self._claim()  # before anything else: somebody may have rung for it
-            if claim is None:
-                if self._look():
-                    continue
+            if claim is not None:
+                self._run(claim)
+                self.vitals.moved()
+                ran, told = ran + 1, False
+                if time.monotonic() - self._looked >= self.settings.heartbeat_seconds:
+                    self._look()
+            elif not told:
+                # Idle in its row before it looks for the last time: whoever comes after that look rings for it.
+                self._tell(job_id=None, shard=None, tokens_per_second=None)
+                told = True
+            elif not self._look():
                 break
-            self._run(claim)
-            self.vitals.moved()
-            ran += 1
-            if time.monotonic() - self._looked >= self.settings.heartbeat_seconds:
-                self._look()
-        self._tell(job_id=None, shard=None, tokens_per_second=None)
         self._tidy()
         return ran
 

@@ -96,7 +96,7 @@ class Lab:
     """One database, one results folder, and the processes that a test starts on them."""
 
     def __init__(self, home: Path, **settings: Any) -> None:
-        fast = {"lease_seconds": 3, "heartbeat_seconds": 0.2, "poll_seconds": 0.1}
+        fast = {"lease_seconds": 3, "heartbeat_seconds": 0.05, "poll_seconds": 0.1}
         self.settings = Settings(home=home, **fast | settings)
         self.client = Client(self.settings)
         self.workers: list[Process | Puppet] = []

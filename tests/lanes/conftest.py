@@ -42,10 +42,17 @@ def make_lane(name: str, folder: Path, request: pytest.FixtureRequest) -> Lane:
     if name == "embedded":
         return Lane(Settings(**home), folder)
     if name == "fakeredis":
-        return Lane(Settings(redis_url=request.getfixturevalue("fake_redis"), **home), folder)
+        return Lane(Settings(redis_url=_emptied(request.getfixturevalue("fake_redis")), **home), folder)
     server: RedisServer = request.getfixturevalue("redis_server")
     database = request.getfixturevalue("make_postgres")(request.getfixturevalue("migrated_template"))
-    return Lane(Settings(database_url=database.database_url, redis_url=server.url, **home), folder)
+    return Lane(Settings(database_url=database.database_url, redis_url=_emptied(server.url), **home), folder)
+
+
+def _emptied(url: str) -> str:
+    """The same Redis without the last test's rings: copies of one database bear one id, and so the same keys."""
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    return url
 
 
 @pytest.fixture(params=["inline", "embedded", "fakeredis", "servers"])

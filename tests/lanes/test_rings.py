@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import redis
 
@@ -108,7 +110,7 @@ def test_a_busy_worker_takes_no_more_than_the_ring_that_was_on_its_way(servers_l
 
 def test_the_password_of_redis_stands_in_no_log(servers_lane: Lane) -> None:
     worker = servers_lane.start()
-    servers_lane.until(lambda: "listening for rings at redis://:**@127.0.0.1" in worker.words())
+    servers_lane.until(lambda: re.search(r"listening for rings at redis://:\*+@127", worker.words()) is not None)
     worker.leave()
     logs = "".join(path.read_text() for path in (servers_lane.settings.results / "logs").iterdir())
     assert "listening for rings" in logs

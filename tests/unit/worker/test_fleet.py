@@ -42,13 +42,14 @@ leave_on_signals(stop)
 sys.exit(fleet.Fleet(["0", "2"], [sys.executable, "-c", sys.argv[1]], stop, print).run())
 """
 
+# Whole lines in one write each: several children share a pipe.
 _DEAF = """
-import signal, time
-signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
-print("up", flush=True)
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"asked\\n"))
+os.write(1, b"up\\n")
 time.sleep(600)
 """
-_PLAIN = "import time; print('up', flush=True); time.sleep(600)"
+_PLAIN = "import os, time; os.write(1, b'up\\n'); time.sleep(600)"
 
 
 def until(what: Callable[[], bool], seconds: float = 60) -> None:
