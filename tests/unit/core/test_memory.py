@@ -1,6 +1,7 @@
 """What fits, by the shapes; and running out of memory for real, in a process with a limit on its address space."""
 
 import ctypes
+import faulthandler
 import logging
 import multiprocessing
 import re
@@ -304,15 +305,13 @@ def of_its_own_accord(model, log, job):
 
 
 def other_voices():
-    """How those that are not torch's allocator say it."""
+    """How those that are not torch's allocator say it.
+
+    Not oneDNN, whose words `test_rollouts` has: with no memory left at all it sometimes crashes instead of complaining.
+    """
     said = []
-    weight, rows = torch.zeros(4096, 64, dtype=torch.bfloat16), torch.zeros(7, 64, dtype=torch.bfloat16)
-    with left(0):
-        for fail in (
-            lambda: np.ones(10**9),
-            lambda: bytearray(10**9),
-            lambda: torch.nn.functional.linear(rows, weight),
-        ):
+    with left(1):
+        for fail in (lambda: np.ones(10**9), lambda: bytearray(10**9)):
             try:
                 fail()
             except Exception as error:
@@ -322,8 +321,9 @@ def other_voices():
 
 def limited(folder):
     """In a process of its own: everything that needs a limit, into `folder`."""
+    faulthandler.enable()
     torch.set_num_threads(1)
-    found = {"voices": other_voices()}  # while the heap has no holes that would let the product pass
+    found = {"voices": other_voices()}
     # Tensors get pages of their own, which go back at once: a limit then counts what is used, and no holes in a heap.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MB // 16)
     log = Log()
@@ -390,6 +390,4 @@ class TestRunningOut:
         assert all(sizes in sentence for *_, sentence in told) and sizes in raised
 
     def test_others_say_it_otherwise(self, found):
-        names, words, known = zip(*found["voices"], strict=True)
-        assert names == ("MemoryError", "MemoryError", "RuntimeError") and all(known)
-        assert words[2] == "could not create a primitive"
+        assert [(name, known) for name, _, known in found["voices"]] == [("MemoryError", True)] * 2

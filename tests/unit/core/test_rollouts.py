@@ -226,6 +226,7 @@ class TestMemory:
         (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         (RuntimeError, "MPS backend out of memory (MPS allocated: 9.00 GB)", True),
         (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes", True),
+        (RuntimeError, "could not create a primitive", True),  # oneDNN
         (torch.AcceleratorError, "CUDA error: an illegal memory access was encountered", False),
         (ValueError, "MPS backend out of memory", False),
     ],
