@@ -36,7 +36,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
     import uvicorn
 
     from jobs.log_lines import JsonLines, on_stderr, send
-    from webui.app import create_app, is_loopback
+    from webui.app import create_app
+    from webui.guard import is_loopback
 
     family, address = _resolve(host, port)
     loopback = is_loopback(address)

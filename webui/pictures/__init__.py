@@ -1,0 +1,7 @@
+"""Sequences as pictures: tokens tinted by a measurement, and what a whole job's sequences look like."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+router = APIRouter(include_in_schema=False)

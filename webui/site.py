@@ -1,0 +1,54 @@
+"""What every route works with: the settings, and the jobs of their database, reached when first needed.
+
+A server starts, and says so, while its database is away.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from jobs import Client
+from jobs.errors import StoreError
+from jobs.settings import Settings
+from jobs.store import Store
+
+
+class Site:
+    """One server's view of one database and results folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """Raises StoreError while the database does not answer or its schema is not ours."""
+        with self._lock:
+            if self._client is None:
+                self._client = Client(self.settings)
+            return self._client
+
+    @property
+    def store(self) -> Store:
+        """Raises StoreError as `client`."""
+        return self.client.store
+
+    def check(self) -> None:
+        """Ask the database now. Raises StoreError."""
+        have, want = self.store.schema_version()
+        if have != want:
+            raise StoreError(f"{self.store.url} has schema {have} now, and this version needs {want}")
+
+
+def _site(connection: HTTPConnection) -> Site:
+    site: Site = connection.app.state.site
+    return site
+
+
+TheSite = Annotated[Site, Depends(_site)]
+"""A route's parameter of this type is the site."""
