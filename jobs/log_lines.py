@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jobs.cli.output import clean_line
 from jobs.redact import without_credentials
+from jobs.text import clean_line
 
 
 class JsonLines(logging.Formatter):

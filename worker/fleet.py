@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import typer
 
-from jobs.cli.output import clean_line
 from jobs.errors import CannotGoOn, SeqprocError, UsageError
 from jobs.settings import Settings
+from jobs.text import clean_line
 from worker import device
 from worker.command import leave_on_signals
 from worker.stop import Stop

@@ -26,8 +26,9 @@ from urllib.request import url2pathname
 
 import typer
 
-from jobs.cli.output import JsonFlag, Output, plural, size, stdout_console
+from jobs.cli.output import JsonFlag, Output, stdout_console
 from jobs.errors import SeqprocError, StoreError
+from jobs.text import plural, size
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -88,7 +89,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 def _print(check: Check) -> None:
     from rich.text import Text
 
-    from jobs.cli.output import clean_line
+    from jobs.text import clean_line
 
     colour = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}[check.verdict]
     line = Text(f"{check.verdict:<4}", style=colour)

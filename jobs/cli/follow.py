@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, clean, error, plural, seconds, stderr_console
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, error, stderr_console
 from jobs.states import JobState
+from jobs.text import clean, plural, seconds
 
 if TYPE_CHECKING:
     from jobs.client import JobHandle, Progress

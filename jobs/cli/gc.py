@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, clean_line, plural, size
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag
 from jobs.errors import UsageError
+from jobs.text import clean_line, plural, size
 
 
 def gc(

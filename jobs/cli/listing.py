@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, clean_line, moment, plural, seconds
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag
 from jobs.states import JobState, ShardState
+from jobs.text import clean_line, moment, plural, seconds
 
 if TYPE_CHECKING:
     from jobs.client import JobHandle

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.output import JobArgument, Output, clean_line
+from jobs.cli.output import JobArgument, Output
+from jobs.text import clean_line
 
 
 def logs(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -18,6 +17,7 @@ import typer
 
 from jobs.errors import UsageError
 from jobs.redact import without_credentials
+from jobs.text import clean, clean_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,20 +27,6 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Ids only, no hin
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, a prefix that only it has, or its name.")]
 
 _PIPE_WIDTH = 10_000  # columns of a table that goes to a file: nothing is ever cut there
-_BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *map(ord, _BIDI), 0x2028, 0x2029))
-_MULTI_LINE = {code: new for code, new in _CONTROLS.items() if chr(code) not in "\n\t"}
-_ONE_LINE: dict[int, str | None] = {**_CONTROLS, **dict.fromkeys(map(ord, "\n\t\u2028\u2029"), " ")}
-
-
-def clean(text: str) -> str:
-    """`text` without characters that steer a terminal (C0, C1, bidi, separators); line breaks and tabs stay."""
-    return text.encode("utf-8", "replace").decode().translate(_MULTI_LINE)
-
-
-def clean_line(text: str) -> str:
-    """`clean`, in one line."""
-    return text.encode("utf-8", "replace").decode().translate(_ONE_LINE)
 
 
 class Output:
@@ -119,39 +105,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None  # −inf: a token outside the nucleus
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def seconds(value: float | None) -> str:
-    """A span of time: `0.8 s`, `42 s`, `7:03`, `2:07:03`, `3 d 04:00`."""
-    if value is None:
-        return "?"
-    if value < 10:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours_left = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours_left:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def moment(epoch: float | None) -> str:
-    """A point in time on this machine's clock: `2026-03-01 14:05:09`."""
-    return "" if epoch is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
-
-
-def size(count: float) -> str:
-    """Bytes for people: `3.2 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 shard`, `2,000 shards`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

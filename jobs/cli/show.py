@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, clean, clean_line, plural, stdout_console
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, stdout_console
 from jobs.errors import UsageError
+from jobs.text import clean, clean_line, plural
 
 if TYPE_CHECKING:
     from rich.text import Text

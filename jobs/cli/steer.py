@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, hint_unrung, plural
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, hint_unrung
 from jobs.records import Job
+from jobs.text import plural
 
 
 def cancel(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:

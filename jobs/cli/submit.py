@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from jobs.cli.follow import follow
-from jobs.cli.output import JsonFlag, Output, QuietFlag, hint_unrung, plural, stderr_console
+from jobs.cli.output import JsonFlag, Output, QuietFlag, hint_unrung, stderr_console
 from jobs.cli.spec_options import to_fields
 from jobs.errors import UsageError
+from jobs.text import plural
 
 if TYPE_CHECKING:
     from jobs.client import Client, JobHandle

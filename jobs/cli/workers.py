@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.cli.output import JsonFlag, Output, QuietFlag, seconds, size
+from jobs.cli.output import JsonFlag, Output, QuietFlag
+from jobs.text import seconds, size
 
 if TYPE_CHECKING:
     from jobs.presence import Presence

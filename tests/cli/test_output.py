@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.cli.output import clean, clean_line, seconds, size
 from jobs.client import Client
+from jobs.text import clean, clean_line, seconds, size
 from tests.cli.conftest import COLOUR, Run, do_shard, row, the_json
 
 _HOSTILE = "a\x1b[2J\x1b]0;owned\x07b\u202eevil\u2066\x9bc\r[bold red]d[/]\ud800"

@@ -1,32 +1,47 @@
-"""Pages from templates: escaped everywhere, and hostile characters taken out of what came from elsewhere.
+"""Pages from templates: escaped everywhere, and hostile characters marked in what came from elsewhere.
 
-A template gets the values of its route; filters are named here. `page` answers with a whole page or, to htmx, with the
-block `live` of it alone (what polling replaces).
+A template gets the values of its route. `page` answers with a whole page or, to htmx, with the block `live` of it alone
+(what polling replaces). That block is rendered without the rest: what it imports, it imports itself.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.responses import HTMLResponse
+
+from jobs.text import marked
+from webui.templates.filters import FILTERS
+
+
+def _finalize(value: Any) -> Any:
+    return marked(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
 
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=_finalize,
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_environment.filters |= FILTERS
 
 
 def page(request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-    """The template as a page; only its block `live` if htmx polls for it (header HX-Request)."""
+    """The template as a page; only its block `live`, with an ETag, if htmx polls for it (header HX-Request)."""
     template = _environment.get_template(name)
     values |= {"request": request}
-    if "HX-Request" in request.headers and "live" in template.blocks:
-        context = template.new_context(values)
-        return HTMLResponse("".join(template.blocks["live"](context)), status, {"Vary": "HX-Request"})
-    return HTMLResponse(template.render(values), status, {"Vary": "HX-Request"})
+    live = None
+    if "live" in template.blocks:
+        live = "".join(template.blocks["live"](template.new_context(values)))
+    etag = "" if live is None else f'"{blake2b(live.encode(), digest_size=12).hexdigest()}"'
+    if "HX-Request" in request.headers and live is not None:
+        return HTMLResponse(live, status, {"Vary": "HX-Request", "ETag": etag})
+    return HTMLResponse(template.render(values, etag=etag), status, {"Vary": "HX-Request"})

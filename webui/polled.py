@@ -1,0 +1,60 @@
+"""What polling gets: a view is made once and kept for about a second, whoever asks, and nothing is sent that is known.
+
+A hundred pages that look at the same jobs cost about as much as one. What a view shows must not hang on who asks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from starlette.responses import HTMLResponse, Response
+
+_KEPT = 1.0  # seconds
+_VIEWS = 256  # at most so many
+
+
+@dataclass(slots=True)
+class _View:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    made: float = float("-inf")
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Views:
+    """The views of one application, by URL. The ones asked for last are kept."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._views: OrderedDict[str, _View] = OrderedDict()
+
+    def get(self, url: str, make: Callable[[], Response]) -> _View:
+        """The view, made now if it is too old; of those who ask at once, one makes it."""
+        with self._lock:
+            view = self._views.setdefault(url, _View())
+            self._views.move_to_end(url)
+            if len(self._views) > _VIEWS:
+                self._views.popitem(last=False)
+        with view.lock:
+            if time.monotonic() - view.made > _KEPT:
+                response = make()
+                view.body = bytes(response.body)
+                view.headers = {name: response.headers[name] for name in ("Vary", "ETag")}
+                view.made = time.monotonic()
+        return view
+
+
+def polled(request: Request, make: Callable[[], Response]) -> Response:
+    """The page that `make` makes; to htmx, what was made for it just now, or 204 if it has that already."""
+    if "HX-Request" not in request.headers:
+        return make()
+    views: Views = request.app.state.views
+    view = views.get(f"{request.url.path}?{request.url.query}", make)
+    if request.headers.get("If-None-Match") == view.headers["ETag"]:
+        return Response(status_code=204, headers=view.headers)
+    return HTMLResponse(view.body, headers=view.headers)
