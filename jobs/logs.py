@@ -15,6 +15,7 @@ from jobs.store import Store
 _LOOK_EVERY = 0.3  # seconds
 _TAIL = 65_536  # bytes of a log in which last words are looked for
 _SHOWN = 500  # characters of them
+_FURTHEST = 64 * _TAIL  # bytes of a log in which a job's last lines are looked for
 _CRASHED_AT = re.compile(r"^Current thread .*\n\s*(?P<frame>File .*)", re.MULTILINE)
 
 
@@ -55,6 +56,30 @@ def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -
         if line.items() >= key.items():
             said = str(line.get("message"))[:_SHOWN]
     return said
+
+
+def tail(store: Store, root: Path, job_id: str, count: int) -> list[dict[str, Any]]:
+    """The job's last lines, at most so many, oldest first; only the end of each worker's file is looked at."""
+    lines: list[dict[str, Any]] = []
+    for worker in store.job_workers(job_id):
+        lines += _last_lines(worker_log(root, worker), job_id, count)
+    return sorted(lines, key=lambda line: float(line.get("time", 0)))[-count:]
+
+
+def _last_lines(path: Path, job_id: str, count: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    window, start = _TAIL, 1
+    while start > 0 and len(found) < count and window <= _FURTHEST:
+        try:
+            with path.open("rb") as file:
+                start = max(0, file.seek(0, 2) - window)
+                file.seek(start)
+                raw_lines = file.read().split(b"\n")[1 if start else 0 : -1]  # whole lines only
+        except FileNotFoundError:  # as in `_lines`
+            return []
+        found = [line for raw in raw_lines if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id]
+        window *= 8
+    return found[-count:]
 
 
 def _lines(path: Path, offset: int, job_id: str) -> tuple[list[dict[str, Any]], int]:

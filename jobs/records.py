@@ -107,6 +107,19 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """When an attempt ran, and what it made: enough of it to be drawn."""
+
+    worker_id: str
+    shard: int
+    attempt: int
+    claimed_at: float
+    ended_at: float | None
+    outcome: str | None  # as of an Attempt
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A row of `workers`: a process that claims. Removed when it leaves in order."""
 

@@ -10,7 +10,6 @@ from fastapi.staticfiles import StaticFiles
 from jobs.settings import Settings
 from webui import api, health, pages, pictures, refusals
 from webui.guard import Guard
-from webui.polled import Views
 from webui.site import Site
 
 
@@ -18,7 +17,6 @@ def create_app(settings: Settings, *, loopback: bool) -> FastAPI:
     """The application over the settings' database. `loopback`: whether only this machine can reach it."""
     app = FastAPI(title="SequenceProcessor", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.state.site = Site(settings)
-    app.state.views = Views()
     app.add_middleware(Guard, token=settings.token.get_secret_value() if settings.token else None, loopback=loopback)
     refusals.install(app)
     for module in (health, api, pages, pictures):

@@ -53,7 +53,7 @@ def polled(request: Request, make: Callable[[], Response]) -> Response:
     """The page that `make` makes; to htmx, what was made for it just now, or 204 if it has that already."""
     if "HX-Request" not in request.headers:
         return make()
-    views: Views = request.app.state.views
+    views: Views = request.app.state.site.views
     view = views.get(f"{request.url.path}?{request.url.query}", make)
     if request.headers.get("If-None-Match") == view.headers["ETag"]:
         return Response(status_code=204, headers=view.headers)

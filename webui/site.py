@@ -1,4 +1,4 @@
-"""What every route works with: the settings, and the jobs of their database, reached when first needed.
+"""What every route works with: the settings, the jobs of their database, reached when first needed, and their views.
 
 A server starts, and says so, while its database is away.
 """
@@ -15,6 +15,7 @@ from jobs import Client
 from jobs.errors import StoreError
 from jobs.settings import Settings
 from jobs.store import Store
+from webui.polled import Views
 
 
 class Site:
@@ -22,6 +23,7 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.views = Views()
         self._lock = threading.Lock()
         self._client: Client | None = None
 

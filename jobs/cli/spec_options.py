@@ -90,7 +90,7 @@ def _parameters() -> list[Any]:
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    kind, item = _shape(field.annotation)
+    kind, item = shape(field.annotation)
     text = field.description or ""
     default = None if field.is_required() or kind is dict else field.default
     notes = ["required"] if field.is_required() else []
@@ -113,7 +113,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-def _shape(annotation: Any) -> tuple[Any, Any]:
+def shape(annotation: Any) -> tuple[Any, Any]:
     """(bool | list | tuple | dict | Literal | int | float | str, what a collection holds), None put aside.
 
     Of a number or a word, as `int | Literal["auto"]`: (Union, the two).
@@ -133,7 +133,7 @@ def _metavar(name: str, kind: Any, item: Any) -> str:
     if kind is dict:
         return "KEY=VALUE" if name == "labels" else "JSON"
     if kind is Union:
-        return "|".join(_metavar(name, *_shape(choice)).strip("[]") for choice in item)
+        return "|".join(_metavar(name, *shape(choice)).strip("[]") for choice in item)
     of = item if kind in (list, tuple, Literal, Annotated) else kind
     if get_origin(of) is Literal:
         return f"[{'|'.join(get_args(of))}]"

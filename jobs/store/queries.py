@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, case, exists, func, or_, select, tuple_, update
 
 from jobs.errors import JobNotFound
-from jobs.records import Attempt, Job, Load, Shard
+from jobs.records import Attempt, Job, Load, Shard, Span
 from jobs.states import JobState, ShardState
 from jobs.store.locked import recount
 from jobs.store.part import IS_RUNNING, Part, through
 from jobs.store.rows import (
     ATTEMPT_COLUMNS,
     SHARD_COLUMNS,
+    SPAN_COLUMNS,
     attempt_record,
     job_record,
     select_jobs,
@@ -153,6 +154,20 @@ class Queries(Part):
             )
             for row in rows
         ]
+
+    def spans(self, job_id: str, *, limit: int) -> list[Span]:
+        """When attempts of the job ran: those of the last shards, at most so many."""
+        newest = (attempts.c.shard.desc(), attempts.c.attempt.desc())
+        query = select(*SPAN_COLUMNS).where(attempts.c.job_id == job_id).order_by(*newest).limit(limit)
+        with self.db.reading() as connection:
+            return [Span(**row._mapping) for row in connection.execute(query)]
+
+    def shards_with_errors(self, job_id: str, *, after: int = -1, limit: int) -> list[Shard]:
+        """The first shards in which prompts failed, of those that hold a prompt behind `after`."""
+        beyond = shards.c.first_prompt + shards.c.stop - shards.c.start > after + 1
+        query = _shards_of(job_id).where(shards.c.prompt_errors > 0, beyond).limit(limit)
+        with self.db.reading() as connection:
+            return [shard_record(row) for row in connection.execute(query)]
 
     def job_ids(self) -> set[str]:
         """The ids of all rows, deleted jobs included: whose folders are not orphans."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, Table, select
 
-from jobs.records import Attempt, Job, LostSpec, Shard, Webhook, Worker
+from jobs.records import Attempt, Job, LostSpec, Shard, Span, Webhook, Worker
 from jobs.states import JobState, ShardState
 from jobs.store.schema import attempts, jobs, shards, webhooks, workers
 
@@ -19,6 +19,7 @@ def _columns(record: type, table: Table) -> list[Any]:
 JOB_COLUMNS = _columns(Job, jobs)
 SHARD_COLUMNS = _columns(Shard, shards)
 ATTEMPT_COLUMNS = _columns(Attempt, attempts)
+SPAN_COLUMNS = _columns(Span, attempts)
 WORKER_COLUMNS = _columns(Worker, workers)
 WEBHOOK_COLUMNS = _columns(Webhook, webhooks)
 

@@ -13,7 +13,7 @@ _STEPS = ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (30 * 86_400, 86
 
 
 def ago(epoch: float | None) -> Markup:
-    """A `<time>`: how long ago, coarsely, so that a page that polls does not change all the time; exact in its title."""
+    """A `<time>`: how long ago, coarsely, so that what polls does not change all the time; exact in its title."""
     if epoch is None:
         return Markup("")
     past = max(0.0, time.time() - epoch)

@@ -1,0 +1,137 @@
+"""When the attempts of a job ran, on which worker, and how many tokens a second came of them, laid out to be drawn.
+
+Lengths are in units of a drawing that is `WIDTH` wide and stretched to whatever room there is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from jobs.records import Span
+from jobs.text import plural, seconds
+
+WIDTH = 1000
+HEIGHT = 100  # of the throughput
+_GAP = 4  # attempts closer than this, that ended alike, are drawn as one bar
+_THINNEST = 2
+_LANES = 12
+_BINS = 120
+_TICKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Attempts of one worker that ended alike, one after the other."""
+
+    start: float
+    stop: float
+    outcome: str  # an attempt's, or `running`
+    attempts: int
+    tokens: int
+    lasted: float  # seconds, all together
+    first: Span
+
+    @property
+    def width(self) -> float:
+        return max(_THINNEST, self.stop - self.start)
+
+    @property
+    def title(self) -> str:
+        made = f"{self.outcome}, {plural(self.tokens, 'token')} in {seconds(self.lasted)}"
+        if self.attempts > 1:
+            return f"{self.attempts:,} attempts {made}"
+        return f"shard {self.first.shard}, attempt {self.first.attempt}: {made}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """`lanes` are workers with their bars, in order of their first attempt; `hidden` ones more are not drawn."""
+
+    lanes: dict[str, list[Bar]]
+    hidden: int
+    outcomes: list[str]
+    outline: str  # of the throughput, as an SVG path
+    peak: float  # tokens a second
+    ticks: list[str]  # time since the start, evenly spaced
+
+
+def timeline(spans: Sequence[Span], tokens: Mapping[tuple[int, int], int], now: float) -> Timeline | None:
+    """None without an attempt.
+
+    Args:
+        spans: attempts of one job, in any order.
+        tokens: what running attempts have made so far, by (shard, attempt).
+        now: when an attempt that runs is cut off.
+    """
+    if not spans:
+        return None
+    ordered = sorted(
+        (replace(span, tokens=tokens.get((span.shard, span.attempt), span.tokens)) for span in spans),
+        key=lambda span: span.claimed_at,
+    )
+    began = ordered[0].claimed_at
+    ended = max(now if span.ended_at is None else span.ended_at for span in ordered)
+    length = max(ended - began, 1e-3)
+    lanes: dict[str, list[Bar]] = defaultdict(list)
+    for span in ordered:
+        _add(lanes[span.worker_id], _bar(span, began, ended, length))
+    rates = _rates(ordered, began, ended, length)
+    peak = max(rates)
+    return Timeline(
+        lanes=dict(list(lanes.items())[:_LANES]),
+        hidden=max(0, len(lanes) - _LANES),
+        outcomes=sorted({bar.outcome for bars in lanes.values() for bar in bars}),
+        outline=_outline(rates, peak),
+        peak=peak,
+        ticks=["0 s", *(seconds(length * n / (_TICKS - 1)) for n in range(1, _TICKS))],
+    )
+
+
+def _bar(span: Span, began: float, ended: float, length: float) -> Bar:
+    stop = ended if span.ended_at is None else span.ended_at
+    return Bar(
+        start=WIDTH * (span.claimed_at - began) / length,
+        stop=WIDTH * (stop - began) / length,
+        outcome=span.outcome or "running",
+        attempts=1,
+        tokens=span.tokens,
+        lasted=stop - span.claimed_at,
+        first=span,
+    )
+
+
+def _add(bars: list[Bar], new: Bar) -> None:
+    last = bars[-1] if bars else None
+    if last is None or last.outcome != new.outcome or new.start - last.stop > _GAP or new.width > 4 * _GAP:
+        bars.append(new)
+        return
+    bars[-1] = replace(
+        last,
+        stop=max(last.stop, new.stop),
+        attempts=last.attempts + 1,
+        tokens=last.tokens + new.tokens,
+        lasted=last.lasted + new.lasted,
+    )
+
+
+def _rates(spans: Sequence[Span], began: float, ended: float, length: float) -> list[float]:
+    """Tokens a second in each of `_BINS` equal parts of the time; an attempt's are spread evenly over it."""
+    width = length / _BINS
+    rates = [0.0] * _BINS
+    for span in spans:
+        stop = ended if span.ended_at is None else span.ended_at
+        rate = span.tokens / max(stop - span.claimed_at, 1e-3)
+        first, last = (min(_BINS - 1, int((moment - began) / width)) for moment in (span.claimed_at, stop))
+        for n in range(first, last + 1):
+            overlap = min(stop, began + (n + 1) * width) - max(span.claimed_at, began + n * width)
+            rates[n] += rate * max(0.0, overlap) / width
+    return rates
+
+
+def _outline(rates: Sequence[float], peak: float) -> str:
+    step = WIDTH / len(rates)
+    tops = [HEIGHT * (1 - rate / peak) if peak else HEIGHT for rate in rates]
+    steps = " ".join(f"V{top:.1f}H{(n + 1) * step:.1f}" for n, top in enumerate(tops))
+    return f"M0,{HEIGHT} {steps} V{HEIGHT}Z"
