@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from jobs.errors import JobNotFound
 from jobs.processes import ProcessName
-from jobs.records import LostSpec
+from jobs.records import LostSpec, Span
 from jobs.states import JobState, ShardState
 from jobs.store import Store
 from tests.contract.helpers import age, claim, result, run_out, submit
@@ -139,3 +139,29 @@ def test_a_damaged_spec_hides_no_other_job_and_can_be_claimed(store: Store) -> N
     assert (spec, spec.stored, spec["seed"]) == ({}, ["no spec"], None)
     assert store.job(whole.id).labels == {}
     assert {job.id for job in store.jobs()} == {claim(store).job.id, claim(store).job.id} == {"a", "b"}
+
+
+def test_spans_are_the_attempts_of_the_last_shards(store: Store) -> None:
+    job = submit(store, 4)
+    submit(store, 1)
+    first = claim(store)
+    store.hand_back(first, reason="stopped")
+    run_out(store)
+    attempts = {(a.shard, a.attempt): a for a in store.attempts(job.id)}
+    spans = store.spans(job.id, limit=100)
+    assert [(span.shard, span.attempt) for span in spans] == sorted(attempts, reverse=True)
+    for span in spans:
+        attempt = attempts[span.shard, span.attempt]
+        assert all(getattr(span, name) == getattr(attempt, name) for name in Span.__dataclass_fields__)
+    assert store.spans(job.id, limit=2) == spans[:2]
+
+
+def test_shards_with_errors(store: Store) -> None:
+    job = submit(store, 5)  # of three prompts each
+    for errors in (0, 1, 0, 2, 1):
+        assert store.commit(claim(store), result(errors=errors))
+    found = [shard.index for shard in store.shards_with_errors(job.id, limit=9)]
+    assert found == [1, 3, 4]
+    assert [shard.index for shard in store.shards_with_errors(job.id, limit=2)] == [1, 3]
+    for after, indices in ((4, [1, 3, 4]), (5, [3, 4]), (10, [3, 4]), (11, [4]), (14, [])):
+        assert [shard.index for shard in store.shards_with_errors(job.id, after=after, limit=9)] == indices, after

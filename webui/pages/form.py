@@ -24,8 +24,7 @@ MAIN = ("model", "G", "temperature", "max_new_tokens", "seed", "name", "labels")
 OF_DATASET = ("dataset", "split", "num_prompts", "prompt_seed")
 _NOT_TYPED = ("prompts", "file", "idempotency_key")  # what holds the prompts, and what makes two posts one job
 MORE = tuple(name for name in JobSpec.model_fields if name not in (*MAIN, *OF_DATASET, *_NOT_TYPED))
-_NAMES = {"G": "Responses per prompt (G)"}
-_LINES = {"labels": "key=value, one a line", "stop_strings": "", "chat_template_kwargs": '{"enable_thinking": false}'}
+_LINES = {"labels": "one a line", "stop_strings": "one a line, or none", "chat_template_kwargs": "a JSON object"}
 _PLACE = re.compile(r"(\w+)(?:[.\[][^:]*)?:")
 
 
@@ -107,6 +106,7 @@ def fields(names: Iterable[str]) -> list[Field]:
 def _shown(name: str) -> Field:
     info = JobSpec.model_fields[name]
     kind, item = shape(info.annotation)
+    hint = "; ".join(filter(None, (info.description, _LINES.get(name))))
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     choices: tuple[str, ...] = ()
     form: Kind = "text"
@@ -122,8 +122,8 @@ def _shown(name: str) -> Field:
         form = "number"
     return Field(
         name=name,
-        title=_NAMES.get(name, name.replace("_", " ").capitalize()),
-        hint=_LINES.get(name) or info.description or "",
+        title=name.replace("_", " ").capitalize(),
+        hint=hint[:1].upper() + hint[1:],
         kind=form,
         choices=choices,
         default="" if default is None else str(default),

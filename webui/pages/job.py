@@ -33,6 +33,7 @@ _SPANS = 20_000  # attempts drawn
 _SHARDS = 100  # a page
 _LINES = 300  # of the log
 _REASONS = 5
+_NO_SETTINGS = ("prompts", "idempotency_key", "name", "labels")  # or shown above
 
 router = APIRouter(prefix="/jobs/{job_id}")
 
@@ -76,17 +77,22 @@ def _again(site: Site, job: Job) -> dict[str, Any] | None:
     except ValidationError:
         return None
     prompts = None if spec.dataset else recipe.few_texts(_first_prompts(site, job))
-    told = spec.model_dump(mode="json", exclude={"prompts", "webhook", "idempotency_key"})
     return {
-        "settings": {name: _shown(value) for name, value in told.items() if value not in (None, {})},
+        "settings": list(_settings(spec)),
         "command": recipe.as_command(spec, prompts),
         "python": recipe.as_python(spec, prompts),
         "needs_file": spec.dataset is None and prompts is None,
     }
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _settings(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
+    """(name, value, whether it is the default) of what was settled. A webhook's address may be a secret."""
+    defaults = JobSpec(model="x").model_dump(mode="json")
+    of_dataset = () if spec.dataset else ("split", "prompt_seed")
+    for name, value in spec.model_dump(mode="json", exclude={"webhook", *of_dataset, *_NO_SETTINGS}).items():
+        if value not in (None, {}):
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield name, shown, value == defaults[name]
 
 
 def _first_prompts(site: Site, job: Job) -> list[SnapshotRow]:

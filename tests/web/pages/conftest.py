@@ -1,4 +1,4 @@
-"""The application in this process over a real store, whose jobs are run by hand; pages as a browser without JS has them."""
+"""The application in this process, over a real store whose jobs are run by hand; its pages, taken apart."""
 
 from __future__ import annotations
 
