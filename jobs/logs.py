@@ -58,30 +58,6 @@ def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -
     return said
 
 
-def tail(store: Store, root: Path, job_id: str, count: int) -> list[dict[str, Any]]:
-    """The job's last lines, at most so many, oldest first; only the end of each worker's file is looked at."""
-    lines: list[dict[str, Any]] = []
-    for worker in store.job_workers(job_id):
-        lines += _last_lines(worker_log(root, worker), job_id, count)
-    return sorted(lines, key=lambda line: float(line.get("time", 0)))[-count:]
-
-
-def _last_lines(path: Path, job_id: str, count: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    window, start = _TAIL, 1
-    while start > 0 and len(found) < count and window <= _FURTHEST:
-        try:
-            with path.open("rb") as file:
-                start = max(0, file.seek(0, 2) - window)
-                file.seek(start)
-                raw_lines = file.read().split(b"\n")[1 if start else 0 : -1]  # whole lines only
-        except FileNotFoundError:  # as in `_lines`
-            return []
-        found = [line for raw in raw_lines if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id]
-        window *= 8
-    return found[-count:]
-
-
 def _lines(path: Path, offset: int, job_id: str) -> tuple[list[dict[str, Any]], int]:
     """The job's lines after `offset`, and where the last whole line ends."""
     found = []
@@ -105,3 +81,27 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     except ValueError:  # a worker that died mid-line
         return {}
     return line if isinstance(line, dict) else {}
+
+
+def tail(store: Store, root: Path, job_id: str, count: int) -> list[dict[str, Any]]:
+    """The job's last lines, at most so many, oldest first; only the end of each worker's file is looked at."""
+    lines: list[dict[str, Any]] = []
+    for worker in store.job_workers(job_id):
+        lines += _last_lines(worker_log(root, worker), job_id, count)
+    return sorted(lines, key=lambda line: float(line.get("time", 0)))[-count:]
+
+
+def _last_lines(path: Path, job_id: str, count: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    window, start = _TAIL, 1
+    while start > 0 and len(found) < count and window <= _FURTHEST:
+        try:
+            with path.open("rb") as file:
+                start = max(0, file.seek(0, 2) - window)
+                file.seek(start)
+                raw_lines = file.read().split(b"\n")[1 if start else 0 : -1]  # whole lines only
+        except FileNotFoundError:  # as in `_lines`
+            return []
+        found = [line for raw in raw_lines if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id]
+        window *= 8
+    return found[-count:]

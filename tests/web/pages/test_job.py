@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from jobs.paths import worker_log
 from jobs.processes import this_process
+from jobs.text import plural
 from tests.trust.test_terminal import HOSTILE, assert_harmless
 from tests.unit.jobs.conftest import House
 from tests.web.pages.conftest import Browser, Element, read
@@ -76,7 +77,7 @@ def test_attempts_are_drawn_with_their_figures(browser: Browser, house: House) -
     tokens = house.store.shard(job.id, done.shard.index).tokens
     titles = [bar.one("title").text for bar in lane.all("rect")]
     assert [title.partition(" in ")[0] for title in titles] == [
-        f"shard 0, attempt 1: done, {tokens} tokens",
+        f"shard 0, attempt 1: done, {plural(tokens, 'token')}",
         "shard 1, attempt 1: running, 42 tokens",
     ]
     assert "3 of 8 sequences" in page.text
