@@ -47,7 +47,7 @@ class Site:
             raise StoreError(f"{self.store.url} has schema {have} now, and this version needs {want}")
 
 
-def _site(connection: HTTPConnection) -> Site:
+async def _site(connection: HTTPConnection) -> Site:  # async: not worth a thread
     site: Site = connection.app.state.site
     return site
 

@@ -29,7 +29,7 @@ from webui.polled import polled
 from webui.site import Site, TheSite
 from webui.templates import page
 
-_SPANS = 20_000  # attempts drawn
+_SPANS = 10_000  # attempts drawn
 _SHARDS = 100  # a page
 _LINES = 300  # of the log
 _REASONS = 5

@@ -21,9 +21,9 @@ _BINS = 120
 _TICKS = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Bar:
-    """Attempts of one worker that ended alike, one after the other."""
+    """Attempts of one worker that ended alike, one after the other. Grows while the drawing is laid out."""
 
     start: float
     stop: float
@@ -67,16 +67,16 @@ def timeline(spans: Sequence[Span], tokens: Mapping[tuple[int, int], int], now: 
     """
     if not spans:
         return None
-    ordered = sorted(
-        (replace(span, tokens=tokens.get((span.shard, span.attempt), span.tokens)) for span in spans),
-        key=lambda span: span.claimed_at,
+    told = (
+        s if s.ended_at is not None else replace(s, tokens=tokens.get((s.shard, s.attempt), s.tokens)) for s in spans
     )
+    ordered = sorted(told, key=lambda span: span.claimed_at)
     began = ordered[0].claimed_at
     ended = max(now if span.ended_at is None else span.ended_at for span in ordered)
     length = max(ended - began, 1e-3)
     lanes: dict[str, list[Bar]] = defaultdict(list)
     for span in ordered:
-        _add(lanes[span.worker_id], _bar(span, began, ended, length))
+        _add(lanes[span.worker_id], span, began, ended, WIDTH / length)
     rates = _rates(ordered, began, ended, length)
     peak = max(rates)
     return Timeline(
@@ -89,31 +89,19 @@ def timeline(spans: Sequence[Span], tokens: Mapping[tuple[int, int], int], now: 
     )
 
 
-def _bar(span: Span, began: float, ended: float, length: float) -> Bar:
-    stop = ended if span.ended_at is None else span.ended_at
-    return Bar(
-        start=WIDTH * (span.claimed_at - began) / length,
-        stop=WIDTH * (stop - began) / length,
-        outcome=span.outcome or "running",
-        attempts=1,
-        tokens=span.tokens,
-        lasted=stop - span.claimed_at,
-        first=span,
-    )
-
-
-def _add(bars: list[Bar], new: Bar) -> None:
+def _add(bars: list[Bar], span: Span, began: float, ended: float, scale: float) -> None:
+    """Draw an attempt as a bar of its own, or as more of the last one."""
+    end = ended if span.ended_at is None else span.ended_at
+    start, stop, lasted = (span.claimed_at - began) * scale, (end - began) * scale, end - span.claimed_at
+    outcome = span.outcome or "running"
     last = bars[-1] if bars else None
-    if last is None or last.outcome != new.outcome or new.start - last.stop > _GAP or new.width > 4 * _GAP:
-        bars.append(new)
+    if last is None or last.outcome != outcome or start - last.stop > _GAP or stop - start > 4 * _GAP:
+        bars.append(Bar(start, stop, outcome, 1, span.tokens, lasted, span))
         return
-    bars[-1] = replace(
-        last,
-        stop=max(last.stop, new.stop),
-        attempts=last.attempts + 1,
-        tokens=last.tokens + new.tokens,
-        lasted=last.lasted + new.lasted,
-    )
+    last.stop = max(last.stop, stop)
+    last.attempts += 1
+    last.tokens += span.tokens
+    last.lasted += lasted
 
 
 def _rates(spans: Sequence[Span], began: float, ended: float, length: float) -> list[float]:
@@ -121,12 +109,16 @@ def _rates(spans: Sequence[Span], began: float, ended: float, length: float) -> 
     width = length / _BINS
     rates = [0.0] * _BINS
     for span in spans:
-        stop = ended if span.ended_at is None else span.ended_at
-        rate = span.tokens / max(stop - span.claimed_at, 1e-3)
-        first, last = (min(_BINS - 1, int((moment - began) / width)) for moment in (span.claimed_at, stop))
-        for n in range(first, last + 1):
-            overlap = min(stop, began + (n + 1) * width) - max(span.claimed_at, began + n * width)
-            rates[n] += rate * max(0.0, overlap) / width
+        start, stop = span.claimed_at, ended if span.ended_at is None else span.ended_at
+        rate = span.tokens / max(stop - start, 1e-3)
+        first, last = min(_BINS - 1, int((start - began) / width)), min(_BINS - 1, int((stop - began) / width))
+        if first == last:
+            rates[first] += rate * (stop - start) / width
+            continue
+        rates[first] += rate * (began + (first + 1) * width - start) / width
+        rates[last] += rate * (stop - began - last * width) / width
+        for n in range(first + 1, last):
+            rates[n] += rate
     return rates
 
 
