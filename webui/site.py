@@ -15,6 +15,7 @@ from jobs import Client
 from jobs.errors import StoreError
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.summaries import Summaries
 
 
 class Site:
@@ -22,6 +23,7 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.summaries = Summaries()
         self._lock = threading.Lock()
         self._client: Client | None = None
 
