@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, LEFT, RIGHT = 480, 62, 468
+WIDTH, LEFT, RIGHT = 480, 68, 468
 _LINE = 20  # baseline of the legend, and of what the pointer rests on
 
 
@@ -92,7 +92,7 @@ def axes(frame: Frame, *, x: Ticks, y: Ticks, x_label: str = "", y_label: str = 
         Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             (LEFT + RIGHT) / 2, _n(frame.bottom + 37), x_label
         ),
-        Markup('<text class="label" transform="translate(14 {})rotate(-90)" text-anchor="middle">{}</text>').format(
+        Markup('<text class="label" transform="translate(12 {})rotate(-90)" text-anchor="middle">{}</text>').format(
             _n(middle), y_label
         ),
     ]
@@ -150,7 +150,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> Markup:
         place = f"{_n(at)} {_LINE - 4 if css.startswith('line') else _LINE - 9}"
         parts.append(Markup(mark).format(css, place))
         parts.append(Markup('<text class="label" x="{}" y="{}">{}</text>').format(_n(at + 23), _LINE, words))
-        at += 23 + 6.6 * len(words) + 16
+        at += 23 + 8.2 * len(words) + 14
     return Markup('<g class="legend">{}</g>').format(Markup("").join(parts))
 
 

@@ -14,6 +14,7 @@ from jobs.gold import RULE
 from jobs.paths import JobPaths
 from jobs.summary import SEQUENCE_BINS, Summary, bucket_starts, quantiles
 from webui.pictures.chart import Chart, Frame, axes, column, picture, readout, rule, short, step, text, ticks
+from webui.pictures.marks import visible
 from webui.pictures.positions import by_position, starts_of_groups
 from webui.site import TheSite
 from webui.templates import page
@@ -75,10 +76,11 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
         count = summary.tokens - int(measurement.infinite.sum())
         if count:
             what = "mean entropy" if name.endswith("entropies") else "mean log-probability"
-            found.append((what, f"{measurement.sums.sum() / count:.4f} nats a token".replace("-", "−")))
+            found.append((what, f"{measurement.sums.sum() / count:.4f} nats/token".replace("-", "−")))
     if summary.judged:
         share, error = _accuracy(summary)
-        found.append(("accuracy", f"{share:.1%}" + (f" ± {100 * error:.1f}" if error is not None else "")))
+        name = "accuracy" if error is None else "accuracy ± standard error"
+        found.append((name, f"{share:.1%}" + ("" if error is None else f" ± {error:.1%}")))
     return found
 
 
@@ -147,18 +149,22 @@ def _correct(summary: Summary, samples: int | None) -> Chart:
 
 def _reasons(summary: Summary) -> Chart:
     known = [name for name in _REASONS if summary.reasons[name]]
-    names = known + sorted(summary.reasons.keys() - set(_REASONS))
+    names = known + sorted(summary.reasons.keys() - _REASONS.keys())
     most = max(summary.reasons.values())
     frame = Frame((0, len(names)), (0, most * 1.1), _TOP, _BOTTOM)
-    parts = [axes(frame, x=[(i + 0.5, name) for i, name in enumerate(names)], y=ticks(*frame.y), y_label="sequences")]
+    parts = [
+        axes(
+            frame, x=[(i + 0.5, visible(name)) for i, name in enumerate(names)], y=ticks(*frame.y), y_label="sequences"
+        )
+    ]
     rows = []
     for i, name in enumerate(names):
         count = summary.reasons[name]
         share = f"{count / summary.sequences:.1%}"
-        rows.append((name, f"{count:,}", share))
+        rows.append((visible(name), f"{count:,}", share))
         parts.append(column(frame, i + 0.2, i + 0.8, count))
         parts.append(text(frame, i + 0.5, count, share))
-        parts.append(readout(frame, i, i + 1, f"{name}: {count:,} sequences, {share}"))
+        parts.append(readout(frame, i, i + 1, f"{visible(name)}: {count:,} sequences, {share}"))
     note = "; ".join(f"{name}: {_REASONS[name]}" for name in known) + "."
     svg = picture(_HEIGHT - 16, "sequences by the reason for which they ended", parts)
     return Chart("reasons", "Why responses ended", note, svg, ("reason", "sequences", "share"), rows)

@@ -126,5 +126,6 @@ def _tokens(row: dict[str, Any], by: By | None, first: int, stop: int) -> Iterat
 
 
 def nats(value: float) -> str:
-    """Three places, as they are read."""
-    return f"{value:.3f}".replace("-", "−").replace("inf", "∞")
+    """A figure as it is read: `−1.2345`, and of what is smaller than that can show `−3.2e−05`."""
+    small = 0 < abs(value) < 0.001
+    return f"{value + 0.0:{'.1e' if small else '.4f'}}".replace("-", "−").replace("inf", "∞")

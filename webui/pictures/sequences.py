@@ -31,7 +31,12 @@ _BY_NAMES: dict[By, str] = {
     "sampling_logprob": "sampling log-probability",
     "sampling_entropy": "sampling entropy",
 }
-_SORT_NAMES: dict[Sort, str] = {"sample": "sample", "tokens": "length", "sum": "sum of the tint", "mean": "mean of it"}
+_SORT_NAMES: dict[Sort, str] = {
+    "sample": "sample",
+    "tokens": "length",
+    "sum": "sum of what tints",
+    "mean": "mean of what tints",
+}
 
 
 @dataclass(frozen=True, slots=True)

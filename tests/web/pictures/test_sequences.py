@@ -23,14 +23,15 @@ class TestTokens:
         page = studio.page(f"/jobs/{job.id}/sequences?prompt=0")
         assert page.words("tokens", but="tooltip") == TOKENS
         assert page.words("tooltip")[1] == (
-            '" sum" · id 101 · position 1 · log p −0.500 · entropy 0.250 · '
-            "sampling log q −0.250 · sampling entropy 0.125 nats"
+            '" sum" · id 101 · position 1 · log p −0.5000 · entropy 0.2500 · '
+            "sampling log q −0.2500 · sampling entropy 0.1250 nats"
         )
         tints = [a["class"] for _, a in page.elements if (a.get("class") or "").startswith("token ")]
         shown = ["t0", "t2", "t3", "t3", "t4 line-break", "t4", "t4", "t4"]  # −log p is 0, 0.5, 1, …
         assert tints[: len(TOKENS)] == [f"token {tint}" for tint in shown]
         assert tints[len(TOKENS) :] == [f"token t{i}" for i in range(6)], "the legend"
-        for words in ("< 0.1", "≥ 4", "−log p, nats", "8 tokens", "log-probability −14.000 nats", "entropy 0.250 nats"):
+        assert "8 tokens stop log-probability −14.0000 nats mean entropy 0.2500 nats" in page.text
+        for words in ("< 0.1", "≥ 4", "−log p, nats"):
             assert words in page.text
 
     def test_by_any_measurement(self, studio: Studio) -> None:
@@ -44,7 +45,7 @@ class TestTokens:
             classes = [a["class"] for _, a in page.elements if (a.get("class") or "").startswith("token ")]
             assert classes[7].split()[1] == tint, by
             assert legend in page.text
-        assert "sampling log-probability −7.000 nats" in page.text
+        assert "sampling log-probability −7.0000 nats" in page.text
 
     def test_what_was_not_measured(self, studio: Studio) -> None:
         def bare(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class TestTokens:
 
         job = studio.finished(["p"], bare, measurements=["entropies"])
         page = studio.page(f"/jobs/{job.id}/sequences")
-        assert page.words("tooltip")[0] == '"The" · id 100 · position 0 · entropy 0.250 nats'
+        assert page.words("tooltip")[0] == '"The" · id 100 · position 0 · entropy 0.2500 nats'
         refused = studio.page(f"/jobs/{job.id}/sequences?by=logprob", 400)
         assert f"job {job.id} did not measure logprobs; it has entropies" in refused.text
 
