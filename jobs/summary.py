@@ -94,7 +94,7 @@ class Summary:
     judged: int = 0  # sequences with a gold answer
 
     def __add__(self, other: Summary) -> Summary:
-        names = self.measured.keys() | other.measured.keys()
+        names = {**self.measured, **other.measured}
         none = ByPosition()
         return Summary(
             shards=self.shards + other.shards,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from jobs.gold import RULE
 from jobs.paths import JobPaths
-from jobs.summary import SEQUENCE_BINS, Summary, bucket_starts, quantiles
+from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
 from webui.pictures.chart import Chart, Frame, axes, column, picture, readout, rule, short, step, text, ticks
 from webui.pictures.marks import visible
 from webui.pictures.positions import by_position, starts_of_groups
@@ -55,7 +55,7 @@ def draw(summary: Summary, cut: int | None, samples: int | None) -> tuple[Chart,
     if not summary.sequences:
         return ()
     drawn = []
-    for name, measurement in sorted(summary.measured.items(), key=lambda item: not item[0].endswith("entropies")):
+    for name, measurement in _measured(summary):
         if summary.tokens:
             drawn.append(by_position(name, measurement))
     drawn.append(_lengths(summary, cut))
@@ -72,7 +72,7 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
     found = [("sequences", f"{summary.sequences:,}"), ("tokens", f"{summary.tokens:,}")]
     if summary.sequences:
         found.append(("mean length", f"{summary.tokens / summary.sequences:,.1f} tokens"))
-    for name, measurement in summary.measured.items():
+    for name, measurement in _measured(summary):
         count = summary.tokens - int(measurement.infinite.sum())
         if count:
             what = "mean entropy" if name.endswith("entropies") else "mean log-probability"
@@ -82,6 +82,11 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
         name = "accuracy" if error is None else "accuracy ± standard error"
         found.append((name, f"{share:.1%}" + ("" if error is None else f" ± {error:.1%}")))
     return found
+
+
+def _measured(summary: Summary) -> list[tuple[str, ByPosition]]:
+    """The measurements, entropies first."""
+    return sorted(summary.measured.items(), key=lambda item: not item[0].endswith("entropies"))
 
 
 def _accuracy(summary: Summary) -> tuple[float, float | None]:

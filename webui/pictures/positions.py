@@ -79,12 +79,12 @@ def _parts(series: _Series, rows: list[tuple[str, ...]], what: str) -> list[Mark
     whole = Frame(x, frame.y, frame.top, below.bottom)
     return [
         axes(frame, x=(), y=ticks(*frame.y), y_label=f"{what}, nats"),
-        band(frame, xs, low, high, "band wide"),
-        band(frame, xs, lower, upper, "band narrow"),
+        band(frame, xs, low, high, "band outer"),
+        band(frame, xs, lower, upper, "band inner"),
         line(frame, xs, means, "line"),
         axes(below, x=ticks(*x, 6), y=[(most, short(most))], x_label="position, tokens", y_label="n"),
-        band(below, xs, [0.0] * n, reach, "band wide"),
-        legend([("line", "mean"), ("band narrow", "25–75 %"), ("band wide", "10–90 %")]),
+        band(below, xs, [0.0] * n, reach, "band outer"),
+        legend([("line", "mean"), ("band inner", "25–75 %"), ("band outer", "10–90 %")]),
         *(readout(whole, edges[i], edges[i + 1], _words(rows[i])) for i in range(n)),
     ]
 
@@ -96,7 +96,7 @@ def _row(series: _Series, i: int) -> tuple[str, ...]:
 
 def _words(row: tuple[str, ...]) -> str:
     place, mean, low, _, _, high, n = row
-    return f"position {place}: mean {mean}, 10–90 % {low} … {high}, n {n}"
+    return f"at {place}: mean {mean}, 10–90 % {low} … {high}, n {n}"
 
 
 def _range(values: list[float]) -> tuple[float, float]:
