@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -57,7 +58,7 @@ SNAPSHOT_SCHEMA = pa.schema(
 
 ROW_GROUP = 1024  # rows, so that a reader of one shard's prompts touches few others
 _FEW = 64  # rows that a reader of one prompt decodes at once
-_PIECE = 16 * 2**20  # bytes that a reader of columns holds at once
+_PIECE = 8 * 2**20  # bytes that a reader of columns holds at once
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -122,14 +123,16 @@ def read_prompt(path: Path, prompt_index: int) -> list[dict[str, Any]]:
 def read_pieces(paths: Iterable[Path], columns: Sequence[str]) -> Iterator[pa.Table]:
     """These columns of all rows of these shard files, in tables of some megabytes each. Raises ResultsError."""
     waiting: list[pa.RecordBatch] = []
+    size = 0
     for path in paths:
         with reading(path), pq.ParquetFile(path) as file:
             # One thread: whoever reads many files has more to do at once than there are cores.
             for batch in file.iter_batches(ROW_GROUP, columns=list(columns), use_threads=False):
                 waiting.append(batch)
-                if sum(batch.nbytes for batch in waiting) >= _PIECE:
+                size += batch.nbytes
+                if size >= _PIECE:
                     yield pa.Table.from_batches(waiting)
-                    waiting = []
+                    waiting, size = [], 0
     if waiting:
         yield pa.Table.from_batches(waiting)
 
@@ -196,6 +199,13 @@ def read_segment(path: Path, start: int, stop: int | None = None) -> Iterator[di
             first += rows
 
 
+def as_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """An Arrow array of numbers as numpy's, without the second that importing pandas for it would take."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
+
+
 def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` items, the last one shorter."""
     iterator = iter(rows)
@@ -244,6 +254,6 @@ def _dicts(batch: Any) -> Iterator[dict[str, Any]]:
 
 def _arrays(column: Any) -> list[Any]:
     """A list column as numpy arrays that share one buffer."""
-    values, ends = column.values.to_numpy(zero_copy_only=False), column.offsets.to_pylist()
+    values, ends = as_numpy(column.values), column.offsets.to_pylist()
     valid = column.is_valid().to_pylist()
     return [values[ends[i] : ends[i + 1]] if valid[i] else None for i in range(len(column))]

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.gold import verdicts
+from jobs.gold import is_correct
+from jobs.parquet import as_numpy
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -139,9 +140,9 @@ def _of_tokens(table: pa.Table, measured: tuple[str, ...]) -> Summary:
     for name, column in columns.items():
         if column.null_count:
             raise ValueError(f"{column.null_count:,} of {len(column):,} rows have no {name}")
-    lengths = pc.list_value_length(next(iter(columns.values()))).to_numpy().astype(np.int64)
+    lengths = as_numpy(pc.list_value_length(next(iter(columns.values())))).astype(np.int64)
     places = _places(lengths)
-    values = {name: columns[name].flatten().to_numpy() for name in measured}
+    values = {name: as_numpy(columns[name].flatten()) for name in measured}
     logprobs = next((values[name] for name in measured if name.endswith("logprobs")), None)
     return Summary(
         sequences=len(table),
@@ -221,13 +222,14 @@ def _reasons(column: Any) -> Counter[str]:
     return Counter({str(item["values"]): int(item["counts"]) for item in pc.value_counts(column).to_pylist()})
 
 
-def _judge(table: pa.Table) -> tuple[Ints, np.ndarray[Any, np.dtype[np.bool_]]]:
+def _judge(table: pa.Table) -> tuple[Ints, list[bool]]:
     """Of the rows that have a gold answer: their prompts, and whether they give it."""
     table = table.filter(table["answer"].is_valid())
-    return table["prompt_index"].to_numpy(), verdicts(table["response"].fill_null(""), table["answer"])
+    texts = zip(table["response"].to_pylist(), table["answer"].to_pylist(), strict=True)
+    return as_numpy(table["prompt_index"]), [is_correct(response or "", gold) for response, gold in texts]
 
 
-def _accuracy(judged: list[tuple[Ints, np.ndarray[Any, np.dtype[np.bool_]]]]) -> Summary:
+def _accuracy(judged: list[tuple[Ints, list[bool]]]) -> Summary:
     if not sum(len(prompts) for prompts, _ in judged):
         return Summary()
     prompts, right = (np.concatenate(column) for column in zip(*judged, strict=True))
