@@ -1,35 +1,20 @@
-"""Characters that steer instead of being read, as marks: what a model wrote is shown, and steers nothing."""
+"""Characters that steer instead of being read: shown as marks, or spelled out."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
+import json
 
-_BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-_LONE = "\u061c\u200e\u200f"  # bidi marks whose class is that of a letter
-_STEERS = re.compile(
-    "["
-    + "".join(
-        f"\\U{code:08x}"
-        for code in range(0x10000)
-        if chr(code) not in "\n\t"
-        and (
-            unicodedata.category(chr(code)) in ("Cc", "Cs", "Zl", "Zp")
-            or unicodedata.bidirectional(chr(code)) in _BIDI
-            or chr(code) in _LONE
-        )
-    )
-    + "]"
-)
+_BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
+_STEER = [code for code in (*range(0x20), *range(0x7F, 0xA0), *map(ord, _BIDI)) if chr(code) not in "\n\t"]
+_MARKS = {code: chr(0x2400 + code) if code < 0x20 else "\ufffd" for code in _STEER}  # ␛ for an escape
+_SPELLED = {code: f"\\u{code:04x}" for code in _STEER}
 
 
 def visible(text: str) -> str:
-    """`text` with each control and bidi character as a mark (␛, ⟨U+202E⟩); line breaks and tabs stay."""
-    return _STEERS.sub(_mark, text)
+    """`text` with a mark in the place of each control and bidi character; line breaks and tabs stay."""
+    return text.translate(_MARKS)
 
 
-def _mark(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+def spelled(text: str) -> str:
+    """`text` in quotes, with each such character, line breaks too, as JSON spells it."""
+    return json.dumps(text, ensure_ascii=False).translate(_SPELLED)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.gold import is_correct
 from jobs.tint import tint_of
-from webui.pictures.marks import visible
+from webui.pictures.marks import spelled, visible
 
 By = Literal["logprob", "entropy", "sampling_logprob", "sampling_entropy"]
 COLUMNS: dict[By, str] = {
@@ -120,9 +120,9 @@ def _tokens(row: dict[str, Any], by: By | None, first: int, stop: int) -> Iterat
             css += " infinite"
         if not piece.strip():
             css += " line-break" if "\n" in piece else "" if piece else " nothing"
-        figures = [f"{json.dumps(piece, ensure_ascii=False)} · id {ids[i]} · position {i}"]
+        figures = [f"{spelled(piece)} · id {ids[i]} · position {i}"]
         figures += [f"{name} {nats(measured[column][i])}" for column, name in _NAMES.items() if column in measured]
-        yield Token(visible(piece), css, visible(" · ".join(figures)) + (" nats" if measured else ""))
+        yield Token(visible(piece), css, " · ".join(figures) + (" nats" if measured else ""))
 
 
 def nats(value: float) -> str:

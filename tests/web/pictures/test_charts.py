@@ -163,6 +163,7 @@ class TestStates:
         assert "3 tokens have no finite value (−∞)" in page.text
         assert "i" not in {tag for tag, _ in page.elements}
         assert "\u202e" not in page.html
+        assert [name for name, _, _ in tables(page)["reasons"]] == ["&lt;i&gt;\ufffd"]
         empty = studio.finished(["p"], lambda p, s: a_row(p, s, []))
         assert list(tables(studio.page(f"/jobs/{empty.id}/charts"))) == ["lengths", "reasons", "sequence-logprobs"]
 
