@@ -80,8 +80,7 @@ class TestTokens:
 
     def test_a_response_without_tokens(self, studio: Studio) -> None:
         job = studio.finished(["p"], lambda prompt, sample: a_row(prompt, sample, []), G=1)
-        assert "0 tokens · " not in (text := studio.page(f"/jobs/{job.id}/sequences").text)
-        assert "This response has no tokens." in text
+        assert "This response has no tokens." in studio.page(f"/jobs/{job.id}/sequences").text
 
 
 class TestHostile:
