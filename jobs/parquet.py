@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.files import flush, reading, replacing, sha256_of, writing
@@ -55,6 +57,8 @@ SNAPSHOT_SCHEMA = pa.schema(
 """Columns of a snapshot's segment."""
 
 ROW_GROUP = 1024  # rows, so that a reader of one shard's prompts touches few others
+_FEW = 64  # rows that a reader of one prompt decodes at once
+_PIECE = 8 * 2**20  # bytes that a reader of columns holds at once
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -97,9 +101,40 @@ def read_rows(path: Path, *, arrays: bool = False) -> Iterator[dict[str, Any]]:
             if not arrays:
                 yield from batch.to_pylist()
                 continue
-            columns = [_arrays(column) if pa.types.is_list(column.type) else column.to_pylist() for column in batch]
-            for values in zip(*columns, strict=True):
-                yield dict(zip(batch.schema.names, values, strict=True))
+            yield from _dicts(batch)
+
+
+def read_prompt(path: Path, prompt_index: int) -> list[dict[str, Any]]:
+    """The rows of one prompt in a shard's file, with numpy arrays; reads only the row groups that may hold it.
+
+    Raises ResultsError.
+    """
+    rows: list[dict[str, Any]] = []
+    with reading(path), pq.ParquetFile(path) as file:
+        groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), prompt_index)]
+        for batch in file.iter_batches(_FEW, row_groups=groups):
+            found = batch.filter(pc.equal(batch["prompt_index"], prompt_index))
+            rows += _dicts(found)
+            if rows and found.num_rows < batch.num_rows and batch["prompt_index"][-1].as_py() != prompt_index:
+                break  # rows come in order
+    return rows
+
+
+def read_pieces(paths: Iterable[Path], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of all rows of these shard files, in tables of some megabytes each. Raises ResultsError."""
+    waiting: list[pa.RecordBatch] = []
+    size = 0
+    for path in paths:
+        with reading(path), pq.ParquetFile(path) as file:
+            # One thread: whoever reads many files has more to do at once than there are cores.
+            for batch in file.iter_batches(ROW_GROUP, columns=list(columns), use_threads=False):
+                waiting.append(batch)
+                size += batch.nbytes
+                if size >= _PIECE:
+                    yield pa.Table.from_batches(waiting)
+                    waiting, size = [], 0
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def read_table(paths: Sequence[Path]) -> pa.Table:
@@ -164,6 +199,13 @@ def read_segment(path: Path, start: int, stop: int | None = None) -> Iterator[di
             first += rows
 
 
+def as_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """An Arrow array of numbers as numpy's, without the second that importing pandas for it would take."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
+
+
 def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` items, the last one shorter."""
     iterator = iter(rows)
@@ -197,8 +239,21 @@ def _encodable(text: str | None) -> str | None:
     return _SURROGATE.sub("\ufffd", text)
 
 
+def _may_hold(group: Any, prompt_index: int) -> bool:
+    """Whether a row group's statistics leave room for rows of this prompt."""
+    statistics = group.column(SHARD_SCHEMA.get_field_index("prompt_index")).statistics
+    return statistics is None or not statistics.has_min_max or statistics.min <= prompt_index <= statistics.max
+
+
+def _dicts(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a batch, lists as numpy arrays."""
+    columns = [_arrays(column) if pa.types.is_list(column.type) else column.to_pylist() for column in batch]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
 def _arrays(column: Any) -> list[Any]:
     """A list column as numpy arrays that share one buffer."""
-    values, ends = column.values.to_numpy(zero_copy_only=False), column.offsets.to_pylist()
+    values, ends = as_numpy(column.values), column.offsets.to_pylist()
     valid = column.is_valid().to_pylist()
     return [values[ends[i] : ends[i + 1]] if valid[i] else None for i in range(len(column))]

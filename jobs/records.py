@@ -6,7 +6,7 @@ Times are seconds since the epoch by the database's clock. Token counts are resp
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.states import JobState, ShardState
 
@@ -88,6 +88,14 @@ class Shard:
     error: str | None
     claimed_at: float | None
     ended_at: float | None
+
+
+class Committed(NamedTuple):
+    """The file of a done shard. Another attempt's file has another name."""
+
+    shard: int
+    file: str  # relative to the job's folder
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

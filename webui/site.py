@@ -16,6 +16,7 @@ from jobs.errors import StoreError
 from jobs.settings import Settings
 from jobs.store import Store
 from webui.polled import Views
+from jobs.summaries import Summaries
 
 
 class Site:
@@ -24,6 +25,7 @@ class Site:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.views = Views()
+        self.summaries = Summaries()
         self._lock = threading.Lock()
         self._client: Client | None = None
 

@@ -16,11 +16,11 @@ import typer
 from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, stdout_console
 from jobs.errors import UsageError
 from jobs.text import clean, clean_line, plural
+from jobs.tint import NAMES, tint_of
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-_BOUNDS = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats
 # Pale to deep in 256 colours, and five different ones also where a terminal has only 16.
 _TINTS = ("", *(f"black on color({n})" for n in (230, 221, 209, 205)), "white on color(160)")
 
@@ -128,20 +128,15 @@ def _tint(row: dict[str, Any], by: By) -> Text:
 
     text, start = Text(), 0
     for end, value in zip(row["token_ends"], row[_COLUMNS[by]], strict=True):
-        text.append(clean(row["response"][start:end]), style=_tint_of(-value if by is By.LOGPROB else value))
+        text.append(clean(row["response"][start:end]), style=_TINTS[tint_of(-value if by is By.LOGPROB else value)])
         start = end
     return text
-
-
-def _tint_of(nats: float) -> str:
-    return _TINTS[sum(nats >= bound for bound in _BOUNDS)]
 
 
 def _legend(by: By) -> Text:
     from rich.text import Text
 
     text = Text("−log p, nats:" if by is By.LOGPROB else "entropy, nats:")
-    names = (f"< {_BOUNDS[0]:g}", *(f"≥ {bound:g}" for bound in _BOUNDS))
-    for name, style in zip(names, _TINTS, strict=True):
+    for name, style in zip(NAMES, _TINTS, strict=True):
         text.append(" ").append(f" {name} ", style=style)
     return text

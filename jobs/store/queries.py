@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, case, exists, func, or_, select, tuple_, update
 
 from jobs.errors import JobNotFound
-from jobs.records import Attempt, Job, Load, Shard, Span
+from jobs.records import Attempt, Committed, Job, Load, Shard, Span
 from jobs.states import JobState, ShardState
 from jobs.store.locked import recount
 from jobs.store.part import IS_RUNNING, Part, through
@@ -106,6 +106,23 @@ class Queries(Part):
                 return
             yield from map(shard_record, rows)
             after = rows[-1]._mapping["index"]
+
+    def shard_of(self, job_id: str, prompt_index: int) -> Shard:
+        """The shard that holds this prompt. Raises JobNotFound."""
+        held = (shards.c.first_prompt <= prompt_index, shards.c.index <= prompt_index)  # a shard holds a prompt or more
+        query = _shards_of(job_id).where(*held).order_by(None).order_by(shards.c.index.desc()).limit(1)
+        with self.db.reading() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None or prompt_index >= row.first_prompt + row.stop - row.start:
+            raise JobNotFound(f"job {job_id} has no prompt {prompt_index}")
+        return shard_record(row)
+
+    def committed(self, job_id: str) -> list[Committed]:
+        """The files of a job's done shards, in order: less to read than the shards themselves, which may be many."""
+        query = select(shards.c.index, shards.c.file, shards.c.tokens)
+        query = query.where(shards.c.job_id == job_id, shards.c.file.is_not(None)).order_by(shards.c.index)
+        with self.db.reading() as connection:
+            return [Committed(*row) for row in connection.execute(query)]
 
     def job_workers(self, job_id: str) -> list[str]:
         """Ids of all workers that ever claimed a shard of the job."""

@@ -10,7 +10,7 @@ from jobs.processes import ProcessName
 from jobs.records import LostSpec, Span
 from jobs.states import JobState, ShardState
 from jobs.store import Store
-from tests.contract.helpers import age, claim, result, run_out, submit
+from tests.contract.helpers import PER_SHARD, age, claim, result, run_out, submit
 
 PROCESS = ProcessName("host", 123, 1e9, "boot")
 
@@ -40,6 +40,30 @@ def test_a_name_is_enough_if_no_id_begins_so(store: Store) -> None:
     submit(store, 1, name="twin")
     with pytest.raises(JobNotFound, match="twin could be any of"):
         store.job("twin")
+
+
+def test_the_shard_that_holds_a_prompt(store: Store) -> None:
+    submit(store, 4)
+    job = submit(store, 5)
+    for prompt in range(5 * PER_SHARD):
+        shard = store.shard_of(job.id, prompt)
+        assert (shard.job_id, shard.index) == (job.id, prompt // PER_SHARD)
+    for prompt in (5 * PER_SHARD, 10**9):
+        with pytest.raises(JobNotFound, match=f"job {job.id} has no prompt {prompt}"):
+            store.shard_of(job.id, prompt)
+
+
+def test_the_files_of_done_shards(store: Store) -> None:
+    job = submit(store, 4)
+    assert store.committed(job.id) == []
+    for tokens in (5, 7):
+        assert store.commit(claim(store), result(tokens))
+    claim(store)
+    found = store.committed(job.id)
+    assert [(item.shard, item.file, item.tokens) for item in found] == [
+        (shard.index, shard.file, shard.tokens) for shard in store.shards(job.id, states=[ShardState.DONE])
+    ]
+    assert [item.tokens for item in found] == [5, 7]
 
 
 def test_filters_and_pages(store: Store) -> None:

@@ -10,13 +10,23 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import ResultsError
 from jobs.files import final_name
 from jobs.jsonl import read_jsonl, write_jsonl
-from jobs.parquet import SHARD_SCHEMA, concatenate, read_rows, read_table, write_rows
+from jobs.parquet import (
+    ROW_GROUP,
+    SHARD_SCHEMA,
+    concatenate,
+    read_pieces,
+    read_prompt,
+    read_rows,
+    read_table,
+    write_rows,
+)
 from jobs.snapshot import SnapshotRow
 from tests.rows import made_row
 
@@ -77,6 +87,50 @@ def test_concatenate_is_the_rows_in_order(tmp_path: Path) -> None:
         write_rows(path, rows_of(2 * i, 2 * i + 1) if i != 1 else [])
     concatenate(paths, tmp_path / "all.parquet")
     assert list(read_rows(tmp_path / "all.parquet")) == [row for path in paths for row in read_rows(path)]
+
+
+class TestOnePrompt:
+    def test_its_rows_and_no_others(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.parquet"
+        write_rows(path, rows_of(*range(3, 1000, 2), samples=5))  # 2,495 rows: three row groups
+        everything = list(read_rows(path))
+        for prompt in (3, 5, 411, 413, 415, 823, 999):  # the ends, and where row groups meet
+            found = [
+                {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
+                for row in read_prompt(path, prompt)
+            ]
+            assert found == [row for row in everything if row["prompt_index"] == prompt]
+            assert len(found) == 5
+        for prompt in (0, 4, 1000):
+            assert read_prompt(path, prompt) == []
+
+    def test_other_row_groups_are_not_touched(self, tmp_path: Path) -> None:
+        path = tmp_path / "s.parquet"
+        write_rows(path, rows_of(*range(1500), samples=1))
+        second = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+        damaged = bytearray(path.read_bytes())
+        damaged[4:second] = bytes(second - 4)
+        path.write_bytes(damaged)
+        assert [row["prompt_index"] for row in read_prompt(path, ROW_GROUP + 7)] == [ROW_GROUP + 7]
+        with pytest.raises(ResultsError, match="may be damaged"):
+            read_prompt(path, 7)
+
+
+def test_pieces_are_all_rows_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{i}.parquet" for i in range(5)]
+    for i, path in enumerate(paths):
+        write_rows(path, rows_of(*range(100 * i, 100 * i + (60 if i != 2 else 0))))
+    columns = ["prompt_index", "logprobs"]
+    whole = read_table(paths).select(columns)
+    [piece] = read_pieces(paths, columns)
+    assert piece == whole
+    monkeypatch.setattr("jobs.parquet._PIECE", 1)
+    pieces = list(read_pieces(paths, columns))
+    assert len(pieces) == 4
+    assert pa.concat_tables(pieces) == whole
+    paths[3].unlink()
+    with pytest.raises(ResultsError, match=r"3\.parquet is missing"):
+        list(read_pieces(paths, columns))
 
 
 def test_other_readers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

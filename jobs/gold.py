@@ -1,0 +1,30 @@
+"""Whether a response gives the gold answer: by one plain rule, so that the figure means the same for every job.
+
+A response is correct if it holds exactly one `<answer>…</answer>` block and what stands in it equals the gold answer,
+white space, case, and the way a number is written (`1,000.0` is `1000`) aside. Anything else is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from functools import lru_cache
+
+RULE = "exactly one <answer> block, equal to the gold answer but for white space, case and how a number is written"
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
+
+
+def is_correct(response: str, gold: str) -> bool:
+    """Whether the response gives the gold answer."""
+    before, *blocks = response.split(_OPEN)
+    if len(blocks) != 1 or _CLOSE in before:
+        return False
+    given, *rest = blocks[0].split(_CLOSE)
+    return len(rest) == 1 and _plain(given) == _plain(gold)
+
+
+@lru_cache(maxsize=4096)  # a job's answers repeat, and a gold answer stands in each of a prompt's rows
+def _plain(answer: str) -> str | Decimal:
+    text = " ".join(answer.split()).casefold()
+    return Decimal(text.replace(",", "")) if _NUMBER.fullmatch(text) else text

@@ -1,0 +1,131 @@
+"""One prompt's responses as they are shown: tokens with their tints and figures, headings, and their order."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from jobs.gold import is_correct
+from jobs.tint import tint_of
+from webui.pictures.marks import spelled, visible
+
+By = Literal["logprob", "entropy", "sampling_logprob", "sampling_entropy"]
+COLUMNS: dict[By, str] = {
+    "logprob": "logprobs",
+    "entropy": "entropies",
+    "sampling_logprob": "sampling_logprobs",
+    "sampling_entropy": "sampling_entropies",
+}
+Sort = Literal["sample", "tokens", "sum", "mean"]
+
+_NAMES = {
+    "logprobs": "log p",
+    "entropies": "entropy",
+    "sampling_logprobs": "sampling log q",
+    "sampling_entropies": "sampling entropy",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as it is shown. `css` are its classes, `figures` all that was measured of it."""
+
+    text: str
+    css: str
+    figures: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The tokens [start, stop) of one response, with the heading of the whole."""
+
+    sample: int
+    heading: list[str]
+    correct: bool | None  # None: there is no gold answer
+    tokens: list[Token]
+    start: int
+    stop: int
+    length: int  # tokens of the whole response
+
+
+def ordered(rows: list[dict[str, Any]], column: str | None, sort: Sort, *, descending: bool) -> list[dict[str, Any]]:
+    """A prompt's rows by sample, length, or the sum or mean of a measurement; equals stay in order of their samples."""
+
+    def key(row: dict[str, Any]) -> float:
+        if sort == "tokens":
+            return len(row["response_ids"])
+        if sort == "sample" or column is None:
+            return int(row["sample_index"])
+        values = row[column].astype(np.float64)
+        return float(values.sum() if sort == "sum" else values.mean() if len(values) else 0.0)
+
+    return sorted(rows, key=key, reverse=descending)
+
+
+def passage(row: dict[str, Any], by: By | None, start: int, count: int) -> Passage:
+    """The response of a row, `count` tokens of it from `start`, tinted by a measurement."""
+    length = len(row["response_ids"])
+    stop = min(start + count, length)
+    return Passage(
+        sample=row["sample_index"],
+        heading=list(_heading(row, sampling=by is not None and by.startswith("sampling"))),
+        correct=None if row["answer"] is None else is_correct(row["response"], row["answer"]),
+        tokens=list(_tokens(row, by, min(start, length), stop)),
+        start=start,
+        stop=stop,
+        length=length,
+    )
+
+
+def prompt_text(row: dict[str, Any]) -> str:
+    """The prompt as it was given; a chat one message after another."""
+    text = row["prompt"]
+    if text is None:
+        return " ".join(map(str, row["prompt_ids"]))
+    if text.startswith('[{"'):
+        try:
+            return visible("\n\n".join(f"{message['role']}: {message['content']}" for message in json.loads(text)))
+        except (ValueError, TypeError, KeyError):
+            pass  # a text that begins like a chat
+    return visible(text)
+
+
+def _heading(row: dict[str, Any], *, sampling: bool) -> Iterator[str]:
+    """`142 tokens`, `stop`, `log-probability −12.345 nats`, `mean entropy 0.213 nats`."""
+    tokens, which = len(row["response_ids"]), "sampling " if sampling else ""
+    logprobs, entropies = (row[which.replace(" ", "_") + name] for name in ("logprobs", "entropies"))
+    yield f"{tokens:,} token" + "s" * (tokens != 1)
+    yield visible(str(row["finish_reason"]))
+    if logprobs is not None:
+        yield f"{which}log-probability {nats(float(logprobs.sum(dtype=np.float64)))} nats"
+    if entropies is not None and tokens:
+        yield f"mean {which}entropy {nats(float(entropies.mean(dtype=np.float64)))} nats"
+
+
+def _tokens(row: dict[str, Any], by: By | None, first: int, stop: int) -> Iterator[Token]:
+    """A character that several tokens make up belongs to the one that completes it."""
+    text, ends, ids = row["response"], row["token_ends"].tolist(), row["response_ids"].tolist()
+    measured = {name: row[name].tolist() for name in _NAMES if row[name] is not None}
+    tinting = measured.get(COLUMNS[by]) if by else None
+    sign = -1 if by and by.endswith("logprob") else 1
+    for i in range(first, stop):
+        piece = text[ends[i - 1] if i else 0 : ends[i]]
+        css = f"t{tint_of(sign * tinting[i])}" if tinting else "t0"
+        if not all(math.isfinite(values[i]) for values in measured.values()):
+            css += " infinite"
+        if not piece.strip():
+            css += " line-break" if "\n" in piece else "" if piece else " nothing"
+        figures = [f"{spelled(piece)} · id {ids[i]} · position {i}"]
+        figures += [f"{name} {nats(measured[column][i])}" for column, name in _NAMES.items() if column in measured]
+        yield Token(visible(piece), css, " · ".join(figures) + (" nats" if measured else ""))
+
+
+def nats(value: float) -> str:
+    """A figure as it is read: `−1.2345`, and of what is smaller than that can show `−3.2e−05`."""
+    small = 0 < abs(value) < 0.001
+    return f"{value + 0.0:{'.1e' if small else '.4f'}}".replace("-", "−").replace("inf", "∞")
