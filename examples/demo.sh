@@ -25,3 +25,4 @@ for g, text in enumerate(sequences.responses_text[0]):
 PYTHON
 echo
 echo "Look further: seqproc list · seqproc status $job · seqproc --help"
+echo "See it in the browser: seqproc up --open"

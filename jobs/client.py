@@ -316,8 +316,9 @@ def _spec(
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The environment in which a child process reads exactly these settings."""
-    given = {f"SEQPROC_{name.upper()}": _text(getattr(settings, name)) for name in type(settings).model_fields}
+    """The environment in which a child worker reads exactly these settings; what lets in to the web is not for it."""
+    names = [name for name in type(settings).model_fields if name not in ("token", "tokens")]
+    given = {f"SEQPROC_{name.upper()}": _text(getattr(settings, name)) for name in names}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SEQPROC_")}
     return kept | {name: value for name, value in given.items() if value}
 

@@ -10,10 +10,12 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.errors import UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Settings(BaseSettings):
@@ -51,17 +53,41 @@ class Settings(BaseSettings):
         0, ge=0, lt=65536, description="Port of a worker's Prometheus metrics on loopback; 0: none"
     )
     token: SecretStr | None = Field(
-        None, description="Secret that the web server asks for; on any other address than loopback it needs one"
+        None, description="The operator's secret for the web server; on any other address than loopback it needs one"
     )
+    tokens: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        {},
+        description="People's own secrets for it, `alice:SECRET,bob:SECRET`; each changes only jobs of that name",
+    )
+    web_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names, comma-separated, that the web server answers to besides loopback's; default: see Trust"
+    )
+    web_max_body: int = Field(4 * 2**30, ge=1, description="Most bytes of prompts that one web request may bring")
     webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Hosts, comma-separated, that may be told of a job's end; default: none"
     )
     webhook_secret: SecretStr | None = Field(None, description="Key of the signature on what they are told")
 
-    @field_validator("trusted_models", "model_roots", "webhook_hosts", mode="before")
+    @field_validator("trusted_models", "model_roots", "web_hosts", "webhook_hosts", mode="before")
     @classmethod
     def _commas(cls, value: object) -> object:
         return tuple(filter(None, (name.strip() for name in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _names_and_secrets(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [entry.strip().partition(":") for entry in value.split(",") if entry.strip()]
+        tokens = {name: secret for name, _, secret in pairs}
+        operators = info.data.get("token")
+        secrets = {*tokens.values(), *([operators.get_secret_value()] if operators else [])}
+        if not all(_NAME.fullmatch(name) and secret for name, secret in tokens.items()):
+            # Without what was found: it holds secrets.
+            raise ValueError("give name:secret pairs like alice:…,bob:…, names of letters, digits and . _ -")
+        if len(tokens) < len(pairs) or len(secrets) < len(pairs) + (operators is not None):
+            raise ValueError("give every name once, and each a secret of its own, which is not SEQPROC_TOKEN either")
+        return tokens
 
     @field_validator("redis_url")
     @classmethod

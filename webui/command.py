@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,49 +15,96 @@ import typer
 from jobs.errors import SeqprocError, UsageError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from jobs.settings import Settings
 
 PORT = 8642
+_CONNECTIONS = 1_000
+_KEEP_ALIVE_SECONDS = 15  # longer than a page waits between two polls
+_FAREWELL_SECONDS = 10  # for what is under way when the server is to leave
 
 
 def web(
     host: Annotated[str, typer.Option(help="Address; any but loopback needs SEQPROC_TOKEN.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = PORT,
 ) -> None:
-    """Serve health checks and metrics over HTTP."""
+    """Serve the page and the HTTP API. `seqproc up` does so for one person, workers included."""
     from jobs.settings import Settings
 
-    serve(Settings.load(), host, port)
+    settings = Settings.load()
+    with listen(settings, host, port) as listener:
+        serving(settings, listener).run(sockets=[listener])
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
-    """The life of one web server, until SIGTERM or Ctrl-C. Raises UsageError or SeqprocError if it cannot listen."""
+def listen(settings: Settings, host: str, port: int) -> socket.socket:
+    """Where the server is to be reached.
+
+    Raises UsageError if others could reach it and it had no token, SeqprocError if it cannot listen there.
+    """
+    from webui.guard import is_loopback
+
+    family, address = _resolve(host, port)
+    if not is_loopback(address) and settings.token is None and not settings.tokens:
+        raise UsageError(
+            f"{host} can be reached from other machines, and SEQPROC_TOKEN is not set: set it to a long random text, "
+            "or leave out --host"
+        )
+    try:
+        return socket.create_server((address, port), family=family)
+    except OSError as error:
+        raise SeqprocError(
+            f"cannot listen on {address} port {port}: {os.strerror(error.errno or 0)}; choose another with --port"
+        ) from None
+
+
+def address_of(listener: socket.socket) -> str:
+    """`http://127.0.0.1:8642`"""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def serving(
+    settings: Settings, listener: socket.socket, *, every_second: Callable[[], None] | None = None
+) -> uvicorn.Server:
+    """A server of the application, to be run until SIGTERM or Ctrl-C. From now on this process logs.
+
+    `every_second` is called, in the thread that runs it, while it serves.
+    """
     import logging
 
     import uvicorn
 
     from jobs.log_lines import JsonLines, on_stderr, send
     from webui.app import create_app
+    from webui.connection import PatientProtocol
     from webui.guard import is_loopback
 
-    family, address = _resolve(host, port)
-    loopback = is_loopback(address)
-    if not loopback and settings.token is None:
-        raise UsageError(
-            f"{host} can be reached from other machines, and SEQPROC_TOKEN is not set: set it to a long random text, "
-            "or leave out --host"
-        )
-    with _listen(family, address, port) as listener:
-        send(
-            dict.fromkeys(("jobs", "webui", "uvicorn"), logging.INFO),
-            [on_stderr(JsonLines(lambda: {"web": os.getpid()}))],
-        )
-        shown = f"[{address}]" if family == socket.AF_INET6 else address
-        logging.getLogger("webui").info("listening on http://%s:%d", shown, listener.getsockname()[1])
-        # No access log: health checks and scrapes come every few seconds and say nothing.
-        app = create_app(settings, loopback=loopback)
-        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+    send(
+        dict.fromkeys(("jobs", "webui", "uvicorn"), logging.INFO),
+        [on_stderr(JsonLines(lambda: {"web": os.getpid()}))],
+    )
+    logging.getLogger("webui").info("listening on %s", address_of(listener))
+    app = create_app(settings, loopback=is_loopback(listener.getsockname()[0]))
+
+    async def notify() -> None:
+        if every_second is not None:
+            every_second()
+
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,  # health checks and scrapes come every few seconds and say nothing
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_FAREWELL_SECONDS,
+        callback_notify=notify,
+        timeout_notify=0,  # uvicorn looks once a second
+    )
+    return uvicorn.Server(config)
 
 
 def _resolve(host: str, port: int) -> tuple[int, str]:
@@ -67,12 +115,3 @@ def _resolve(host: str, port: int) -> tuple[int, str]:
         raise UsageError(f"--host: {host!r} is no address of this machine: {error}") from None
     family, _, _, _, place = found[0]
     return family, str(place[0])
-
-
-def _listen(family: int, address: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((address, port), family=family)
-    except OSError as error:
-        raise SeqprocError(
-            f"cannot listen on {address} port {port}: {os.strerror(error.errno or 0)}; choose another with --port"
-        ) from None

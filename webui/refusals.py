@@ -50,7 +50,7 @@ def install(app: FastAPI) -> None:
 
 def refuse(request: Request, status: int, message: str, *, code: str, problems: list[str] | None = None) -> Response:
     """The answer that says what is wrong. `code` is a word for programs; `problems`, a line for each thing to mend."""
-    if request.url.path.startswith("/api/"):
+    if request.scope["path"].startswith("/api/"):  # `request.url` would need a Host that is one
         detail = {"code": code, "message": message} | ({"problems": problems} if problems else {})
         return JSONResponse({"error": detail}, status)
     title = HTTPStatus(status).phrase
@@ -66,11 +66,16 @@ async def _ours(request: Request, error: Exception) -> Response:
     return refuse(request, status, without_credentials(str(error)), code=type(error).__name__, problems=problems)
 
 
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def of_http(request: Request, error: HTTPException) -> Response:
+    """The answer to an HTTPException, headers included."""
     answer = refuse(request, error.status_code, str(error.detail), code=HTTPStatus(error.status_code).name.lower())
     answer.headers.update(error.headers or {})
     return answer
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return of_http(request, error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import Client
+from jobs import Client, kept
 from jobs.errors import SeqprocError, UsageError
 from jobs.settings import Settings
 from worker import device, fleet
@@ -32,11 +32,12 @@ main()
 
 _FLEET = """
 import sys
+from jobs import kept
 from worker import device, fleet
 from worker.command import leave_on_signals
 from worker.stop import Stop
 device.gpus = lambda: ["0", "2"]
-fleet._GRACE = 0.5
+kept.GRACE = 0.5
 stop = Stop()
 leave_on_signals(stop)
 sys.exit(fleet.Fleet(["0", "2"], [sys.executable, "-c", sys.argv[1]], stop, print).run())
@@ -185,9 +186,9 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_pause_grows_with_each_death_in_a_row() -> None:
     crew = Crew("raise SystemExit(5)", idle_exit=False)
-    child = fleet._Child("0")
+    child = crew.fleet._child("0")
     for _ in range(11):
-        crew.fleet._again(child, 5, "it ended")
+        child.died(5, "it ended")
     pauses = [int(seconds) for said in crew.said for seconds in re.findall(r"again in (\d+) s", said)]
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
 
@@ -197,7 +198,7 @@ def test_the_pause_grows_with_each_death_in_a_row() -> None:
 def test_who_waits_for_idle_workers_is_told_when_none_can_work(
     program: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(kept, "FIRST_PAUSE", 0.001)
     crew = Crew(program, gpus=("0",))
     assert crew.fleet.run() == code
     assert len(crew.said) == 5
@@ -206,7 +207,7 @@ def test_who_waits_for_idle_workers_is_told_when_none_can_work(
 
 @pytest.mark.usefixtures("two_gpus")
 def test_nobody_is_started_again_when_another_found_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "_FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(kept, "FIRST_PAUSE", 3600.0)
     crew = Crew("import os; raise SystemExit(0 if os.environ['CUDA_VISIBLE_DEVICES'] == '2' else 5)")
     assert crew.fleet.run() == 0
     assert len(crew.said) == 1
@@ -220,7 +221,7 @@ def test_a_worker_that_cannot_go_on_when_idle_is_not_started_again() -> None:
 
 def test_a_gpu_that_fell_away_is_not_worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch would take the CPU without a word, and hold its shards for days."""
-    monkeypatch.setattr(fleet, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(kept, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(device, "gpus", lambda: ["0"])
     notes = tmp_path / "notes"
     crew = Crew(
