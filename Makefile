@@ -4,7 +4,7 @@ BIN    := .venv/bin
 # uv does not read pip's find-links by itself.
 UV     := UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q -c constraints.txt
 
-.PHONY: install demo test test-slow chaos bench bench-queue lint format clean
+.PHONY: install demo test test-slow chaos bench bench-queue bench-web lint format clean
 
 install: .venv/.installed
 
@@ -47,6 +47,10 @@ bench: .venv/.installed
 # The job system against bare Celery and the core alone, 15 minutes: make bench-queue BENCH="--quick"
 bench-queue: .venv/.installed-test
 	@$(BIN)/python -m benchmarks.queue $(BENCH)
+
+# The page over very many jobs, sequences and readers, 20 minutes: make bench-web BENCH="--quick"
+bench-web: .venv/.installed-test
+	@$(BIN)/python -m benchmarks.web $(BENCH)
 
 format: .venv/.installed-test
 	$(BIN)/ruff check --fix .

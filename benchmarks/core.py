@@ -7,21 +7,18 @@ the last line of stdout is one JSON object with everything. Exit code 1 only if 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import platformdirs
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import limits, machine, measures
+from benchmarks import limits, machine, measures, table
+from benchmarks.table import Figure, console, finish, in_own_process
 from benchmarks.workload import DIGEST
 from benchmarks.wrong import Wrong
 from rlp_datasets import DatasetError
@@ -43,12 +40,7 @@ class Session:
     def measure(self, function: Callable[..., T], *args: Any, name: str) -> T:
         """`function(*args)` in a process of its own; what it raises, and `BrokenProcessPool` if it dies."""
         if name not in self.measured:
-            print(f"... {name}", file=sys.stderr, flush=True)
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                try:
-                    self.measured[name] = pool.submit(function, *args).result()
-                except BrokenProcessPool as error:
-                    raise BrokenProcessPool(f"The process of {name!r} died, perhaps for want of memory.") from error
+            self.measured[name] = in_own_process(name, function, *args)
         return cast(T, self.measured[name])
 
     def case(self, model: str) -> measures.Case:
@@ -84,36 +76,19 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A measured value, and in words what it was made of."""
-
-    value: float
-    beside: str
-
-
-@dataclass(frozen=True)
-class Row:
+class Row(table.Row):
     """One line of the table. `bar` and `aim` hold for the model that is named beside them."""
 
-    title: str
-    bar: float
     aim: float
-    at_least: bool  # else at most
-    unit: str  # "x", "%" or "GiB"
     model: str  # "halfb", or the small model that this row is about
-    of: Callable[[Session, str], Figure]
 
-    def verdict(self, value: float) -> str:
-        def reached(goal: float) -> bool:
-            return value >= goal if self.at_least else value <= goal
-
-        return "aim reached" if reached(self.aim) else "bar reached" if reached(self.bar) else "missed"
+    def verdict(self, value: float) -> str | None:
+        if self.reaches(value, self.aim):
+            return "aim reached"
+        return "bar reached" if super().verdict(value) == "reached" else "missed"
 
     def shown(self, value: float) -> str:
-        return f"{value:.0%}" if self.unit == "%" else f"{value:.3g} {self.unit}"
-
-    def goal(self, value: float) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.shown(value)}"
+        return f"{value:.0%}" if self.unit == "%" else super().shown(value)
 
 
 def speed(session: Session, model: str) -> Figure:
@@ -178,27 +153,27 @@ def head(trained: bool) -> Callable[[Session, str], Figure]:
 
 
 ROWS: dict[str, Row] = {
-    "speed": Row("generate, four quantities ÷ usual pattern, speed", 10, 16, True, "x", "halfb", speed),
-    "share": Row("share of the machine's floor", 0.30, 0.55, True, "%", "halfb", share),
+    "speed": Row("generate, four quantities ÷ usual pattern, speed", 10, True, "x", speed, 16, "halfb"),
+    "share": Row("share of the machine's floor", 0.30, True, "%", share, 0.55, "halfb"),
     "nucleus": Row(
-        "temperature 0.8, top_p 0.95 ÷ 1, 1, seconds", 1.15, 1.05, False, "x", "halfb", way_against_default("nucleus")
+        "temperature 0.8, top_p 0.95 ÷ 1, 1, seconds", 1.15, False, "x", way_against_default("nucleus"), 1.05, "halfb"
     ),
     "teacher-forcing": Row(
-        "teacher forcing, G=8 ÷ usual padded forward, speed", 4, 8, True, "x", "halfb", teacher_forcing
+        "teacher forcing, G=8 ÷ usual padded forward, speed", 4, True, "x", teacher_forcing, 8, "halfb"
     ),
-    "memory": Row("peak memory at 128 rows", 3.3, 2.4, False, "GiB", "halfb", memory),
+    "memory": Row("peak memory at 128 rows", 3.3, False, "GiB", memory, 2.4, "halfb"),
     "head-trained": Row(
-        "with_grad: trained head ÷ full logits, memory", 1 / 6, 1 / 12, False, "x", "halfb", head(True)
+        "with_grad: trained head ÷ full logits, memory", 1 / 6, False, "x", head(True), 1 / 12, "halfb"
     ),
-    "head-frozen": Row("with_grad: frozen head ÷ full logits, memory", 1 / 6, 1 / 12, False, "x", "halfb", head(False)),
+    "head-frozen": Row("with_grad: frozen head ÷ full logits, memory", 1 / 6, False, "x", head(False), 1 / 12, "halfb"),
     "measuring": Row(
-        "measurements on ÷ off, same sampler, seconds", 1.15, 1.05, False, "x", "halfb", default_against_unmeasured
+        "measurements on ÷ off, same sampler, seconds", 1.15, False, "x", default_against_unmeasured, 1.05, "halfb"
     ),
     "deterministic": Row(
-        "deterministic ÷ default, seconds", 1.5, 1.15, False, "x", "halfb", way_against_default("deterministic")
+        "deterministic ÷ default, seconds", 1.5, False, "x", way_against_default("deterministic"), 1.15, "halfb"
     ),
-    "tiny-arithmetic": Row("tiny-arithmetic ÷ usual pattern, speed", 8, 12, True, "x", "tiny-arithmetic", speed),
-    "tiny": Row("tiny (4 layers of 256) ÷ usual pattern, speed", 8, 12, True, "x", "tiny", speed),
+    "tiny-arithmetic": Row("tiny-arithmetic ÷ usual pattern, speed", 8, True, "x", speed, 12, "tiny-arithmetic"),
+    "tiny": Row("tiny (4 layers of 256) ÷ usual pattern, speed", 8, True, "x", speed, 12, "tiny"),
 }
 
 
@@ -213,25 +188,8 @@ def run(session: Session, only: list[str]) -> dict[str, Any]:
     lines = []
     for name, row in rows_for(session.model, only).items():
         about = session.model if row.model == "halfb" else row.model
-        try:
-            figure, failed = row.of(session, about), False
-        except Exception as error:  # whatever went wrong in a child: the other rows took too long to be thrown away
-            figure, failed = Figure(float("nan"), str(error) or type(error).__name__), True
-        judged = not session.quick and about == row.model and not failed
-        lines.append(
-            {
-                "name": name,
-                "model": about,
-                "title": row.title,
-                "bar": row.bar,
-                "aim": row.aim,
-                "unit": row.unit,
-                "at_least": row.at_least,
-                "measured": None if failed else figure.value,
-                "verdict": row.verdict(figure.value) if judged else "failed" if failed else None,
-                "beside": figure.beside,
-            }
-        )
+        judged = not session.quick and about == row.model
+        lines.append(row.line(name, session, about, judged=judged) | {"model": about, "aim": row.aim})
     case = session.case(session.model)
     return {
         "quick": session.quick,
@@ -250,21 +208,21 @@ def check_digest(case: measures.Case, session: Session) -> None:
         raise Wrong(f"The digest of W1 is {case.workload.digest}, and not {DIGEST}: figures do not compare.")
 
 
-def table(report: dict[str, Any]) -> Table:
+def drawn(report: dict[str, Any]) -> Table:
     about, workload = report["machine"], report["workload"]
     title = (
         f"W1 ({workload['digest']}), {workload['response_tokens']['sum']:,} tokens; {about['cpu']}, "
         f"{about['threads']} threads, torch {about['torch']}, transformers {about['transformers']}"
     )
-    drawn = Table(title=title, title_justify="left")
+    lines = Table(title=title, title_justify="left")
     for column in ("", "bar", "aim", "measured", "", "made of"):
-        drawn.add_column(column)
+        lines.add_column(column)
     for line in report["rows"]:
         row = ROWS[line["name"]]
         title = line["title"] if line["model"] == row.model else f"{line['title']} ({line['model']})"
         value = "" if line["measured"] is None else row.shown(line["measured"])
-        drawn.add_row(title, row.goal(row.bar), row.goal(row.aim), value, line["verdict"] or "", line["beside"])
-    return drawn
+        lines.add_row(title, row.goal(row.bar), row.goal(row.aim), value, line["verdict"] or "", line["beside"])
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -278,14 +236,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (Wrong, DatasetError, BrokenProcessPool) as error:
         print(error, file=sys.stderr)
         return 1
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table(report))
+    out = console()
+    out.print(drawn(report))
     if session.quick:
-        console.print("A quick run on a few tokens: it shows that everything works; its figures mean nothing.")
+        out.print("A quick run on a few tokens: it shows that everything works; its figures mean nothing.")
     if not report["published_data"]:
-        console.print("GSM8K here is not the published one: the figures are of another workload than W1.")
-    print(json.dumps(report))
-    return int(any(line["verdict"] == "failed" for line in report["rows"]))
+        out.print("GSM8K here is not the published one: the figures are of another workload than W1.")
+    return finish(report)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

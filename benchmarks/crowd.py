@@ -8,14 +8,13 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, event, text, update
+from sqlalchemy import Connection, text, update
 
 from benchmarks.lanes import Lane
+from benchmarks.plans import plans
 from benchmarks.wrong import Wrong
 from jobs.paths import new_job_id
 from jobs.records import NewJob, ShardRange, ShardResult
@@ -94,9 +93,8 @@ def rates(lane: Lane, *, workers: tuple[int, ...], seconds: float, crowd: tuple[
     began = time.perf_counter()
     fill(store, pending=pending, finished=finished)
     report: dict[str, Any] = {"pending": pending, "finished": finished, "filled_s": time.perf_counter() - began}
-    with _plans(store) as plans:
+    with plans(store) as report["plans"]:
         _claim_and_commit(store, "w")
-    report["plans"] = plans
     report["per_second"], report["median_ms"] = {}, {}
     for count in workers:
         durations = _race(lane, count, seconds)
@@ -155,20 +153,3 @@ def _check(store: Store) -> None:
                 raise Wrong(f"The counters of job {job.id} are not the sums over its shards: {totals}")
             if any(attempt.attempt != 1 for attempt in store.attempts(job.id)):
                 raise Wrong(f"A shard of job {job.id} was claimed twice.")
-
-
-@contextmanager
-def _plans(store: Store) -> Iterator[list[str]]:
-    """The plans of the two statements that choose: the best job, and its next shard."""
-    explain = "EXPLAIN QUERY PLAN" if store.dialect == "sqlite" else "EXPLAIN (COSTS OFF)"
-    seen: list[str] = []
-
-    def look(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "LIMIT" in statement and not statement.startswith("EXPLAIN"):
-            asked = cursor.connection.cursor()
-            asked.execute(f"{explain} {statement}", parameters)
-            seen.append("\n".join(str(row[-1]) for row in asked.fetchall()))
-
-    event.listen(store.db.engine, "before_cursor_execute", look)
-    yield seen
-    event.remove(store.db.engine, "before_cursor_execute", look)

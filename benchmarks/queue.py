@@ -8,19 +8,14 @@ everything. Exit code 1 only if an output is wrong: never for a speed.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks import crowd, latency, throughput
 from benchmarks.lanes import Servers
+from benchmarks.table import Figure, Row, console, drawn, finish, in_own_process
 
 
 @dataclass(frozen=True)
@@ -55,10 +50,8 @@ class Session:
     def measure(self, name: str, function: Callable[..., Any], *args: Any, lane: str = "", **options: Any) -> Any:
         """`function(*args, **options)` in a process of its own, on a new lane if one is named; what it raises."""
         if name not in self.measured:
-            print(f"... {name}", file=sys.stderr, flush=True)
             on = [self.servers.lane(lane)] if lane else []
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                self.measured[name] = pool.submit(function, *on, *args, **options).result()
+            self.measured[name] = in_own_process(name, function, *on, *args, **options)
         return self.measured[name]
 
     def latency(self, lane: str) -> dict[str, float]:
@@ -89,37 +82,6 @@ class Session:
 
     def bare_tasks(self) -> dict[str, Any]:
         return self.measure("tasks, bare", throughput.bare_tasks, self.servers.redis(), self.sizes.small_jobs)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured value, and in words what it was made of."""
-
-    value: float
-    beside: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; a row without a bar only tells."""
-
-    title: str
-    bar: float | None
-    at_least: bool  # else at most
-    unit: str
-    of: Callable[[Session], Figure]
-
-    def verdict(self, value: float) -> str | None:
-        if self.bar is None:
-            return None
-        return "reached" if (value >= self.bar if self.at_least else value <= self.bar) else "missed"
-
-    def shown(self, value: float) -> str:
-        return f"{value:,.0f} {self.unit}" if abs(value) >= 1_000 else f"{value:.3g} {self.unit}"
-
-    @property
-    def goal(self) -> str:
-        return "" if self.bar is None else f"{'≥' if self.at_least else '≤'} {self.shown(self.bar)}"
 
 
 def against_bare(quantile: str) -> Callable[[Session], Figure]:
@@ -218,31 +180,9 @@ def run(session: Session, only: list[str], quick: bool) -> dict[str, Any]:
     """Everything that was measured, and the rows of the table."""
     from benchmarks import machine  # loads torch
 
-    lines = []
-    for name, row in ROWS.items():
-        if only and name not in only:
-            continue
-        try:
-            figure, failed = row.of(session), False
-        except Exception as error:  # whatever went wrong in a child: the other rows took too long to be thrown away
-            figure, failed = Figure(float("nan"), str(error) or type(error).__name__), True
-            print(f"{name} failed: {figure.beside}", file=sys.stderr, flush=True)
-        verdict = "failed" if failed else None if quick else row.verdict(figure.value)
-        line = {"name": name, "title": row.title, "bar": row.bar, "at_least": row.at_least, "unit": row.unit}
-        lines.append(line | {"measured": None if failed else figure.value, "verdict": verdict, "beside": figure.beside})
+    chosen = {name: row for name, row in ROWS.items() if not only or name in only}
+    lines = [row.line(name, session, judged=not quick) for name, row in chosen.items()]
     return {"quick": quick, "machine": machine.described(), "rows": lines, "measured": session.measured}
-
-
-def table(report: dict[str, Any]) -> Table:
-    about = report["machine"]
-    drawn = Table(title=f"Jobs and their queue; {about['cpu']}, {about['cores']} cores", title_justify="left")
-    for column in ("", "bar", "measured", "", "made of"):
-        drawn.add_column(column)
-    for line in report["rows"]:
-        row = ROWS[line["name"]]
-        value = "" if line["measured"] is None else row.shown(line["measured"])
-        drawn.add_row(line["title"], row.goal, value, line["verdict"] or "", line["beside"])
-    return drawn
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -252,15 +192,14 @@ def main(arguments: list[str] | None = None) -> int:
         report = run(session, options.only, options.quick)
     finally:
         session.servers.close()
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table(report))
+    about, out = report["machine"], console()
+    out.print(drawn(f"Jobs and their queue; {about['cpu']}, {about['cores']} cores", ROWS, report["rows"]))
     for name, measured in report["measured"].items():
         for plan in measured.get("plans", ()):
-            console.print(f"\n{name}:\n{plan}", markup=False, highlight=False)
+            out.print(f"\n{name}:\n{plan}", markup=False, highlight=False)
     if options.quick:
-        console.print("A quick run on a few shards: it shows that everything works; its figures mean nothing.")
-    print(json.dumps(report))
-    return int(any(line["verdict"] == "failed" for line in report["rows"]))
+        out.print("A quick run on a few shards: it shows that everything works; its figures mean nothing.")
+    return finish(report)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from jobs.states import JobState, ShardState
 
+Moment = tuple[float, str]
+"""When a job was created, and its id: its place among all jobs, of which the newest comes first."""
+
 
 class LostSpec(dict[str, Any]):
     """Stands where a job's spec should be if its row holds none: empty, and each field of it None."""
@@ -59,6 +62,22 @@ class Job:
     started_at: float | None
     ended_at: float | None
     ttl: float | None  # seconds that gc keeps the job after its end
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some jobs of a list, newest first."""
+
+    jobs: list[Job]
+    next: Moment | None  # before which the list goes on: how far back a page looked that is not full; None: to its end
+
+
+class StateCounts(dict[JobState, int]):
+    """How many jobs are in each state; of a state in `at_least` there may be more, they were not all counted."""
+
+    def __init__(self, counts: dict[JobState, int], *, at_least: frozenset[JobState]) -> None:
+        super().__init__(counts)
+        self.at_least = at_least
 
 
 @dataclass(frozen=True, slots=True)

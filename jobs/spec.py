@@ -91,7 +91,7 @@ class JobSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["generate", "score"] = Field("generate", description="sample responses, or measure given ones")
-    model: str = Field(min_length=1, description="hub id, local folder, or tiny-arithmetic")
+    model: str = Field(min_length=1, max_length=512, description="hub id, local folder, or tiny-arithmetic")
     revision: str | None = Field(None, description="hub revision: branch, tag or commit")
     adapter: str | None = Field(None, description="peft LoRA adapter: hub id or local folder")
     merge_adapter: bool = Field(False, description="add the adapter into the weights: faster, rounded once more")

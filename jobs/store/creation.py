@@ -81,7 +81,8 @@ def _insert_job(connection: Connection, new: NewJob) -> None:
     values |= {"ttl": None if ttl is None else ttl * 86_400}
     values |= {"num_sequences": new.num_prompts * new.samples, "state": JobState.QUEUED}
     connection.execute(insert(jobs).values(**values, created_at=created, waiting_since=created))
-    labels = [{"job_id": new.id, "key": key, "value": value} for key, value in (spec.get("labels") or {}).items()]
+    of_job = {"job_id": new.id, "state": JobState.QUEUED, "created_at": created}
+    labels = [of_job | {"key": key, "value": value} for key, value in (spec.get("labels") or {}).items()]
     if labels:
         connection.execute(insert(job_labels), labels)
 

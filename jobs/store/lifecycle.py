@@ -10,7 +10,7 @@ from jobs.states import JobState, ShardState
 from jobs.store.locked import AT_REST, LockedJob
 from jobs.store.part import IS_RUNNING, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, WORKER_COLUMNS, job_record, shard_record, worker_record
-from jobs.store.schema import attempts, jobs, now, shards, store, webhooks
+from jobs.store.schema import attempts, job_labels, jobs, now, shards, store, webhooks
 
 
 class Lifecycle(Part):
@@ -166,6 +166,7 @@ _PAST_TTL = (
 def _delete(job: LockedJob) -> None:
     job.set(deleted_at=now(), idempotency_key=None)
     job.save()
+    job.connection.execute(delete(job_labels).where(job_labels.c.job_id == job.id))
 
 
 def _read(connection: Connection, job_id: str) -> Job:

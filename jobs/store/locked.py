@@ -16,7 +16,7 @@ from jobs.errors import JobNotFound
 from jobs.records import ShardResult
 from jobs.states import JOB_EDGES, SHARD_EDGES, JobState, ShardState
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS
-from jobs.store.schema import attempts, jobs, now, shards, webhooks
+from jobs.store.schema import attempts, job_labels, jobs, now, shards, webhooks
 
 # Clears what belongs to a running attempt.
 AT_REST: dict[str, Any] = {"worker_id": None, "running_sequences": 0, "running_tokens": 0}
@@ -161,17 +161,25 @@ class LockedJob:
     def save(self) -> None:
         """Write the row: state, counters, changes, and a higher revision."""
         self.connection.execute(self._saving())
+        self._label()
         if self._ends:
             self._tell_of_the_end()
 
     def saved(self) -> Row[Any]:
         """As `save`, of a job that goes on, and the columns of a Job as they are then."""
+        self._label()
         return self.connection.execute(self._saving().returning(*JOB_COLUMNS)).one()
 
     def _saving(self) -> Update:
         counters = {f"{state}_shards": self.counts[state] for state in ShardState}
         values = {"state": self.state, "sealed": self.sealed, "revision": jobs.c.revision + 1}
         return update(jobs).where(jobs.c.id == self.id).values(**values | counters | self._changes)
+
+    def _label(self) -> None:
+        """Lists find a job by its labels in its new state."""
+        spec = self.row.spec
+        if self.state != self.row.state and (not isinstance(spec, dict) or spec.get("labels")):
+            self.connection.execute(update(job_labels).where(job_labels.c.job_id == self.id).values(state=self.state))
 
     def _tell_of_the_end(self) -> None:
         """Whoever asked to be told will be, in the end: the row is written with the end itself."""

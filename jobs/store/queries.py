@@ -1,11 +1,11 @@
-"""Reading: jobs, shards, attempts, and what the manifest and gc need to know."""
+"""Reading: a job, its shards and attempts, and what the manifest and gc need to know."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, exists, func, or_, select, tuple_, update
+from sqlalchemy import Select, case, func, select, update
 
 from jobs.errors import JobNotFound
 from jobs.records import Attempt, Committed, Job, Load, Shard, Span
@@ -21,7 +21,7 @@ from jobs.store.rows import (
     select_jobs,
     shard_record,
 )
-from jobs.store.schema import attempts, job_labels, jobs, now, shards
+from jobs.store.schema import attempts, jobs, now, shards
 
 _PAGE = 1_000
 _SHOWN = 5  # candidates named for an ambiguous prefix
@@ -44,40 +44,6 @@ class Queries(Part):
             raise JobNotFound(f"no job {id_or_prefix}; `seqproc list` shows the jobs there are")
         shown = ", ".join(row.id for row in rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
         raise JobNotFound(f"{id_or_prefix or 'an empty id'} could be any of {shown}; give one of these ids")
-
-    def jobs(
-        self,
-        *,
-        states: Collection[JobState] | None = None,
-        owner: str | None = None,
-        label: tuple[str, str | None] | None = None,
-        model: str | None = None,
-        queue: str | None = None,
-        text: str | None = None,
-        limit: int = 50,
-        before: tuple[float, str] | None = None,
-    ) -> list[Job]:
-        """Jobs that satisfy every filter given, newest first.
-
-        The next page begins `before` the last one's (created_at, id).
-        `label` is (key, value), or (key, None) for any value; `text` stands somewhere in id, name, model or adapter.
-        """
-        query = select_jobs()
-        if states is not None:
-            query = query.where(jobs.c.state.in_(states))
-        for column, value in ((jobs.c.owner, owner), (jobs.c.model, model), (jobs.c.queue, queue)):
-            if value is not None:
-                query = query.where(column == value)
-        if label is not None:
-            query = query.where(_labelled(*label))
-        if text is not None:
-            columns = (jobs.c.id, jobs.c.name, jobs.c.model, jobs.c.adapter)
-            query = query.where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
-        if before is not None:
-            query = query.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
-        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
-        with self.db.reading() as connection:
-            return [job_record(row) for row in connection.execute(query)]
 
     def shard(self, job_id: str, index: int) -> Shard:
         """One shard. Raises JobNotFound."""
@@ -206,8 +172,3 @@ class Queries(Part):
 
 def _shards_of(job_id: str) -> Select[Any]:
     return select(*SHARD_COLUMNS).where(shards.c.job_id == job_id).order_by(shards.c.index)
-
-
-def _labelled(key: str, value: str | None) -> ColumnElement[bool]:
-    found = (job_labels.c.job_id == jobs.c.id) & (job_labels.c.key == key)
-    return exists().where(found if value is None else found & (job_labels.c.value == value))

@@ -3,6 +3,7 @@
 Invariants, held by the transactions of this package and by checks where SQL can say them:
   · `jobs.*_shards`, `done_sequences`, `done_tokens`, `prompt_errors` equal the sums over `shards`;
   · `jobs.ended_at` is null exactly while the job has not ended, so the partial index `jobs_open` holds open jobs only;
+  · `job_labels.state` is the state of its job;
   · `shards.attempt` only rises; a shard has a file exactly while it is done.
 Times are seconds since the epoch by the database's own clock (`now()`), never by a client's.
 """
@@ -31,7 +32,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISION = "0002"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
+REVISION = "0003"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
 
 
 class Words(TypeDecorator[str]):
@@ -71,6 +72,16 @@ Json = JSON(none_as_null=True)
 
 def _count(name: str) -> Column[int]:
     return Column(name, BigInteger, CheckConstraint(f"{name} >= 0", name=name), nullable=False, default=0)
+
+
+def _newest_first(*columns: str) -> Index:
+    """For lists: the jobs with the same values in these columns, the last of which is their state, in order.
+
+    `deleted_at` once more as a column: SQLite would look into the table for it, though the index says it.
+    """
+    shown = text("deleted_at IS NULL")
+    name = f"jobs_{columns[0]}_newest"
+    return Index(name, *columns, "created_at", "id", "deleted_at", sqlite_where=shown, postgresql_where=shown)
 
 
 metadata = MetaData(
@@ -138,9 +149,11 @@ jobs = Table(
         sqlite_where=text("ended_at IS NULL"),
         postgresql_where=text("ended_at IS NULL"),
     ),
-    Index("jobs_newest", "created_at", "id"),
     Index("jobs_name", "name"),
-    Index("jobs_state_newest", "state", "created_at", "id"),
+    _newest_first("state"),
+    _newest_first("owner", "state"),
+    _newest_first("model", "state"),
+    _newest_first("queue", "state"),
     Index("jobs_idempotency", "owner", "idempotency_key", unique=True),
     Index(
         "jobs_manifest_behind",
@@ -156,13 +169,16 @@ jobs = Table(
     ),
 )
 
-job_labels = Table(  # an index of spec["labels"], for finding jobs
+job_labels = Table(  # an index of spec["labels"], for finding jobs that were not deleted
     "job_labels",
     metadata,
     Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("key", Words, primary_key=True),
     Column("value", Words, nullable=False),
-    Index("job_labels_value", "key", "value"),
+    Column("state", Text, nullable=False),  # the job's, as it is now
+    Column("created_at", Double, nullable=False),  # the job's
+    Index("job_labels_value_newest", "key", "value", "state", "created_at", "job_id"),
+    Index("job_labels_key_newest", "key", "state", "created_at", "job_id"),
 )
 
 shards = Table(

@@ -17,6 +17,7 @@ from jobs.store.claims import Claims
 from jobs.store.creation import Creation
 from jobs.store.database import Database
 from jobs.store.lifecycle import Lifecycle
+from jobs.store.listing import Listing
 from jobs.store.queries import Queries
 from jobs.store.schema import REVISION, jobs
 from jobs.store.schema import store as store_table
@@ -24,7 +25,7 @@ from jobs.store.webhooks import Webhooks
 from jobs.store.workers import Workers
 
 
-class Store(Creation, Claims, Lifecycle, Queries, Webhooks, Workers):
+class Store(Creation, Claims, Lifecycle, Queries, Listing, Webhooks, Workers):
     """One database. Methods raise StoreError, in a sentence, when it does not answer."""
 
     def __init__(self, db: Database) -> None:

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from jobs.paths import new_job_id
 from jobs.records import Claim, Job, NewJob, ShardRange, ShardResult
 from jobs.states import ShardState
 from jobs.store import Store
-from jobs.store.schema import jobs
+from jobs.store.schema import job_labels, jobs
 
+LABELS = {"made": "here"}
 PER_SHARD = 3  # prompts
 SAMPLES = 2
 LIMIT = 3  # failures
@@ -22,7 +23,7 @@ LIMIT = 3  # failures
 def a_job(shards: int = 2, *, owner: str = "ada", **changes: Any) -> NewJob:
     """A job to be; `changes` are fields of NewJob, or of its spec."""
     fields = {name: changes.pop(name) for name in list(changes) if name in NewJob.__dataclass_fields__}
-    spec = {"kind": "generate", "model": "org/model", "adapter": None, "name": None, "labels": {}}
+    spec = {"kind": "generate", "model": "org/model", "adapter": None, "name": None, "labels": LABELS}
     spec |= {"queue": "default", "priority": 0} | changes
     digests = {"spec_digest": "spec", "snapshot_digest": "snapshot", "samples": SAMPLES}
     defaults = {"id": new_job_id(), "owner": owner, "spec": spec, "num_prompts": shards * PER_SHARD, **digests}
@@ -85,6 +86,8 @@ def check(store: Store, job_id: str) -> Job:
         assert job.ended_at is not None
     for shard in store.shards(job_id):
         assert (shard.file is not None) == (shard.state is ShardState.DONE)
+    with store.db.reading() as connection:
+        assert set(connection.scalars(select(job_labels.c.state).where(job_labels.c.job_id == job_id))) == {job.state}
     done = [a for a in store.attempts(job_id) if a.outcome == "done"]
     assert len(done) == len({a.shard for a in done}) == job.done_shards
     running = [a for a in store.attempts(job_id) if a.outcome is None]
@@ -97,3 +100,5 @@ def age(store: Store, job_id: str, seconds: float) -> None:
     with store.db.transaction() as connection:
         older = {name: jobs.c[name] - seconds for name in ("waiting_since", "created_at")}
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(**older))
+        labels = update(job_labels).where(job_labels.c.job_id == job_id)
+        connection.execute(labels.values(created_at=job_labels.c.created_at - seconds))

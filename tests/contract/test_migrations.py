@@ -108,7 +108,8 @@ def test_an_older_schema(fresh: Settings, dialect: str, monkeypatch: pytest.Monk
         Store.migrate(fresh)
     db = Database(fresh.database)
     with db.transaction() as connection:
-        connection.execute(text(A_JOB_OF_0001), {"spec": json.dumps({"labels": {}}), "no": False})
+        connection.execute(text(A_JOB_OF_0001), {"spec": json.dumps({"labels": {"run": "7"}}), "no": False})
+        connection.execute(text("INSERT INTO job_labels VALUES ('old', 'run', '7')"))
     db.close()
     if dialect == "postgresql":
         with pytest.raises(StoreError, match=f"has schema 0001, and this version needs {REVISION}; run `seqproc db up"):
@@ -118,6 +119,9 @@ def test_an_older_schema(fresh: Settings, dialect: str, monkeypatch: pytest.Monk
     assert store.schema_version()[0] == REVISION
     old = store.job("old")
     assert (old.owner, old.num_shards, old.created_at, old.ttl) == ("ada", 0, 5.0, None)
+    submit(store, 1, labels={"run": "7"}, id="new")
+    assert [job.id for job in store.jobs(label=("run", "7"))] == ["new", "old"]
+    assert store.jobs(label=("run", "7"), before=(5.0, "old\U0010ffff")) == [old]
     store.close()
     if dialect == "sqlite":
         copy = sqlite3.connect(fresh.home / "seqproc.db.schema-0001")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, insert, text, update
 
+from jobs.states import JobState
 from jobs.store import Store
 from jobs.store.schema import jobs
 from tests.contract.helpers import a_job, claim, result, submit
@@ -91,6 +92,8 @@ def test_what_workers_ask_all_the_time_scans_nothing(crowded: Store) -> None:
         crowded.load()
         crowded.past_ttl()
         crowded.jobs(limit=10)
+        crowded.jobs(owner="ada", states=[JobState.SUCCEEDED], limit=10)
+        crowded.jobs(label=("made", "here"), limit=10)
         crowded.job(mine.job.id[:6])
     assert mine.shard.index == 0
     assert len(seen) > 10

@@ -1,4 +1,4 @@
-"""Finding jobs, and the books that the manifest and gc are kept by."""
+"""Finding a job, and the books that the manifest and gc are kept by."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sqlalchemy import text
 from jobs.errors import JobNotFound
 from jobs.processes import ProcessName
 from jobs.records import LostSpec, Span
-from jobs.states import JobState, ShardState
+from jobs.states import ShardState
 from jobs.store import Store
-from tests.contract.helpers import PER_SHARD, age, claim, result, run_out, submit
+from tests.contract.helpers import PER_SHARD, claim, result, run_out, submit
 
 PROCESS = ProcessName("host", 123, 1e9, "boot")
 
@@ -64,48 +64,6 @@ def test_the_files_of_done_shards(store: Store) -> None:
         (shard.index, shard.file, shard.tokens) for shard in store.shards(job.id, states=[ShardState.DONE])
     ]
     assert [item.tokens for item in found] == [5, 7]
-
-
-def test_filters_and_pages(store: Store) -> None:
-    a = submit(store, 1, labels={"run": "7", "odd %_'\"key": "x"}, name="Night_Run")
-    b = submit(store, 1, owner="bob", labels={"run": "8"}, model="org/100%")
-    c = submit(store, 1, queue="gpu", adapter="org/lora")
-    store.cancel(b.id)
-    for older, job in enumerate((c, b, a)):
-        age(store, job.id, older * 10)
-
-    def found(**filters: object) -> list[str]:
-        return [job.id for job in store.jobs(**filters)]  # type: ignore[arg-type]
-
-    assert found() == [c.id, b.id, a.id]
-    assert found(states=[JobState.QUEUED]) == [c.id, a.id]
-    assert found(states=[]) == []
-    assert found(owner="bob") == found(model="org/100%") == found(label=("run", "8")) == [b.id]
-    assert found(label=("run", None)) == [b.id, a.id]
-    assert found(label=("odd %_'\"key", "x")) == [a.id]
-    assert found(queue="gpu") == found(text="LORA") == [c.id]
-    assert found(text="night_") == [a.id]
-    assert found(text="100%") == [b.id]
-    assert found(text="_") == [a.id]  # a character, not a pattern
-    assert found(text=b.id[:8]) == [b.id]
-    assert found(limit=2) == [c.id, b.id]
-    assert found(limit=2, before=(store.job(b.id).created_at, b.id)) == [a.id]
-
-
-def test_pages_of_jobs_created_at_the_same_moment(store: Store) -> None:
-    from sqlalchemy import update
-
-    from jobs.store.schema import jobs
-
-    made = sorted(submit(store, 1).id for _ in range(5))
-    with store.db.transaction() as connection:
-        connection.execute(update(jobs).values(created_at=1e9))
-    seen: list[str] = []
-    page = store.jobs(limit=2)
-    while page:
-        seen += [job.id for job in page]
-        page = store.jobs(limit=2, before=(page[-1].created_at, page[-1].id))
-    assert seen == made[::-1]
 
 
 def test_shards_by_state(store: Store) -> None:

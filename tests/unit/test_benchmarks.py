@@ -193,8 +193,8 @@ def test_the_table_and_the_json_of_a_run(
     [(20.0, "aim reached", "missed"), (12.0, "bar reached", "missed"), (5.0, "missed", "aim reached")],
 )
 def test_verdicts(value: float, at_least: str, at_most: str):
-    upward = core.Row("", 10, 16, True, "x", "halfb", core.speed)
-    downward = core.Row("", 10, 6, False, "x", "halfb", core.speed)
+    upward = core.Row("", 10, True, "x", core.speed, 16, "halfb")
+    downward = core.Row("", 10, False, "x", core.speed, 6, "halfb")
     assert (upward.verdict(value), downward.verdict(value)) == (at_least, at_most)
 
 
