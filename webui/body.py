@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-from jobs.cli.output import size
+from jobs.text import size
 
 IDLE_SECONDS = 30.0  # without a byte
 SLOWEST = 1_000  # bytes per second, on average, of a body that is not streamed

@@ -15,8 +15,8 @@ from jobs import Client
 from jobs.errors import StoreError
 from jobs.settings import Settings
 from jobs.store import Store
-from webui.polled import Views
 from jobs.summaries import Summaries
+from webui.polled import Views
 
 
 class Site:

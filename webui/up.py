@@ -42,8 +42,9 @@ def up(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Run workers and serve the page on this machine, until Ctrl-C."""
-    from jobs.cli.output import Output, plural
+    from jobs.cli.output import Output
     from jobs.settings import Settings
+    from jobs.text import plural
 
     if gpus is not None and workers > 1:
         raise UsageError("--workers and --gpus both say how many workers there are; give one of them")
