@@ -85,6 +85,21 @@ def test_pages_hold_every_job_once(browser: Browser, house: House) -> None:
     assert page.one("a", id="newest")["href"] == "/jobs?queue=default"
 
 
+def test_a_look_that_found_nothing_goes_on_further_back(
+    browser: Browser, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.store.listing._WINDOW", 3)
+    wanted = house.submit(["x"], name="zz").job.id
+    for number in range(7):
+        house.submit(["x"], name=f"n{number}")
+    page, looks = browser.see("/jobs?q=zz"), 1
+    while not ids(page):
+        assert "None of the jobs that were looked at" in page.text
+        page, looks = browser.see(page.one("a", id="further")["href"]), looks + 1
+    assert ids(page) == [wanted]
+    assert looks > 1
+
+
 def test_cancelling_several_asks_first(browser: Browser, house: House) -> None:
     jobs = [house.submit(["x"], name=f"n{number}").job.id for number in range(3)]
     form = browser.see("/jobs?queue=default").one("form", id="cancel-jobs")
