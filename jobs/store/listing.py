@@ -32,7 +32,7 @@ from jobs.store.part import Part, through
 from jobs.store.rows import JOB_COLUMNS, job_record
 from jobs.store.schema import job_labels, jobs
 
-_WINDOW = 5_000  # jobs of a state that are looked at, where an index alone cannot tell which are asked for
+_WINDOW = 2_000  # jobs of a state that are looked at, where an index alone cannot tell which are asked for
 _COUNTED = 10_001  # jobs of a state: enough to say that there are more than 10,000
 
 _NEWEST_FIRST: tuple[Any, Any] = (desc("created_at"), desc("id"))
@@ -97,11 +97,9 @@ class Listing(Part):
         with self.db.reading() as connection:
             states = list(JobState)
             search = _Search(connection, states, None, owner=owner, label=label, model=model, queue=queue, text=text)
-            counted = _each(search.branches, _COUNTED).subquery()
-            query = select(counted.c.state, func.count()).group_by(counted.c.state)
-            counts = {JobState(state): count for state, count in connection.execute(query)}
-        more = set(JobState) if search.back_to else {state for state in counts if counts[state] >= _COUNTED}
-        return StateCounts({state: counts.get(state, 0) for state in states}, at_least=frozenset(more))
+            counts = dict(zip(states, _lengths(connection, search.branches, _COUNTED), strict=True))
+        more = [state for state in states if search.back_to or counts[state] == _COUNTED]
+        return StateCounts(counts, at_least=frozenset(more))
 
 
 class _Search:
@@ -186,9 +184,15 @@ def _shortest(connection: Connection, paths: Sequence[_Path], states: Sequence[J
     """The path with the fewest jobs; any, if all are longer than what is looked at."""
     if len(paths) == 1:
         return paths[0]
-    seen = [_each(path.branches(states, []), _WINDOW).limit(_WINDOW).subquery() for path in paths]
-    lengths = connection.execute(select(*(select(func.count()).select_from(s).scalar_subquery() for s in seen))).one()
-    return paths[min(range(len(paths)), key=lambda n: lengths[n])]
+    lengths = _lengths(connection, [_each(path.branches(states, []), _WINDOW) for path in paths], _WINDOW)
+    return paths[lengths.index(min(lengths))]
+
+
+def _lengths(connection: Connection, queries: Sequence[Select[Any] | CompoundSelect[Any]], limit: int) -> list[int]:
+    """How many rows each of the queries has, counted as far as the limit."""
+    limited = (query.limit(limit).subquery() for query in queries)
+    counts = (select(func.count()).select_from(rows).scalar_subquery() for rows in limited)
+    return list(connection.execute(select(*counts)).one())
 
 
 def _each(branches: Sequence[Select[Any]], limit: int, offset: int = 0) -> CompoundSelect[Any]:
