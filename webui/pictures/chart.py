@@ -29,6 +29,7 @@ class Chart:
 
 
 Ticks = Sequence[tuple[float, str]]  # (value, its label)
+_Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,7 @@ def axes(frame: Frame, *, x: Ticks, y: Ticks, x_label: str = "", y_label: str = 
     """Gridlines with their labels, and what the axes count. A frame without `x` stands above another."""
     middle = (frame.top + frame.bottom) / 2
     parts = [
-        *(
-            _grid((LEFT, frame.up(at)), (RIGHT, frame.up(at)), (LEFT - 7, frame.up(at) + 4), "end", name)
-            for at, name in y
-        ),
+        *(_beside(frame.up(at), name) for at, name in y),
         *(_below(frame, frame.across(at), name) for at, name in x),
         Markup('<path class="axis" d="M{} {}H{}"/>').format(LEFT, _n(frame.bottom), RIGHT),
         Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
@@ -152,13 +150,15 @@ def picture(height: float, label: str, parts: Iterable[Markup]) -> Markup:
     )
 
 
+def _beside(y: float, name: str) -> Markup:
+    return _grid((LEFT, y), (RIGHT, y), (LEFT - 7, y + 4), "end", name)
+
+
 def _below(frame: Frame, x: float, name: str) -> Markup:
     return _grid((x, frame.bottom), (x, frame.bottom + 4), (x, frame.bottom + 18), "middle", name)
 
 
-def _grid(
-    start: tuple[float, float], end: tuple[float, float], at: tuple[float, float], anchor: str, name: str
-) -> Markup:
+def _grid(start: _Point, end: _Point, at: _Point, anchor: str, name: str) -> Markup:
     return Markup(
         '<path class="grid" d="M{} {}L{} {}"/><text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>'
     ).format(*map(_n, (*start, *end, *at)), anchor, name)
