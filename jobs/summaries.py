@@ -56,7 +56,7 @@ class Summaries:
 
         Raises:
             ResultsError: a file is missing or damaged.
-        StoreError: the database does not answer.
+            StoreError: the database does not answer.
         """
         entry = self._entry((job.id, measured))
         looks = entry.looks

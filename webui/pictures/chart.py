@@ -29,6 +29,7 @@ class Chart:
 
 
 Ticks = Sequence[tuple[float, str]]  # (value, its label)
+_Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,8 @@ def axes(frame: Frame, *, x: Ticks, y: Ticks, x_label: str = "", y_label: str = 
     """Gridlines with their labels, and what the axes count. A frame without `x` stands above another."""
     middle = (frame.top + frame.bottom) / 2
     parts = [
-        *(_grid(LEFT, frame.up(at), RIGHT, frame.up(at), LEFT - 7, frame.up(at) + 4, "end", name) for at, name in y),
-        *(
-            _grid(
-                frame.across(at),
-                frame.bottom,
-                frame.across(at),
-                frame.bottom + 4,
-                frame.across(at),
-                frame.bottom + 18,
-                "middle",
-                name,
-            )
-            for at, name in x
-        ),
+        *(_beside(frame.up(at), name) for at, name in y),
+        *(_below(frame, frame.across(at), name) for at, name in x),
         Markup('<path class="axis" d="M{} {}H{}"/>').format(LEFT, _n(frame.bottom), RIGHT),
         Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             (LEFT + RIGHT) / 2, _n(frame.bottom + 37), x_label
@@ -161,10 +150,18 @@ def picture(height: float, label: str, parts: Iterable[Markup]) -> Markup:
     )
 
 
-def _grid(x: float, y: float, to_x: float, to_y: float, text_x: float, text_y: float, anchor: str, name: str) -> Markup:
+def _beside(y: float, name: str) -> Markup:
+    return _grid((LEFT, y), (RIGHT, y), (LEFT - 7, y + 4), "end", name)
+
+
+def _below(frame: Frame, x: float, name: str) -> Markup:
+    return _grid((x, frame.bottom), (x, frame.bottom + 4), (x, frame.bottom + 18), "middle", name)
+
+
+def _grid(start: _Point, end: _Point, at: _Point, anchor: str, name: str) -> Markup:
     return Markup(
         '<path class="grid" d="M{} {}L{} {}"/><text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>'
-    ).format(*map(_n, (x, y, to_x, to_y, text_x, text_y)), anchor, name)
+    ).format(*map(_n, (*start, *end, *at)), anchor, name)
 
 
 def _points(frame: Frame, xs: Sequence[float], ys: Sequence[float]) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -27,6 +28,7 @@ COLUMNS: dict[Distribution, tuple[str, str]] = {
     "sampling": ("sampling_logprobs", "sampling_entropies"),
 }
 _BARS = 40
+_DRAWN: WeakKeyDictionary[Summary, list[Chart]] = WeakKeyDictionary()  # many look at one job, which is drawn once
 _TOP, _BOTTOM, _HEIGHT = 36, 246, 292
 _REASONS = {
     "eos": "ended by itself",
@@ -49,22 +51,23 @@ def charts(request: Request, site: TheSite, job_id: str, of: Distribution | None
     return page(request, "pictures/charts.html", **values, charts=drawn, figures=figures(summary))
 
 
-@lru_cache(maxsize=32)  # many may look at one job: it is drawn once for each summary
-def draw(summary: Summary, cut: int | None, samples: int | None) -> tuple[Chart, ...]:
+def draw(summary: Summary, cut: int | None, samples: int | None) -> list[Chart]:
     """All that the summary has something for. `cut` is max_new_tokens, `samples` is G."""
-    if not summary.sequences:
-        return ()
-    drawn = []
+    if summary not in _DRAWN:
+        _DRAWN[summary] = list(_charts(summary, cut, samples)) if summary.sequences else []
+    return _DRAWN[summary]
+
+
+def _charts(summary: Summary, cut: int | None, samples: int | None) -> Iterator[Chart]:
     for name, measurement in _measured(summary):
         if summary.tokens:
-            drawn.append(by_position(name, measurement))
-    drawn.append(_lengths(summary, cut))
-    drawn.append(_reasons(summary))
+            yield by_position(name, measurement)
+    yield _lengths(summary, cut)
+    yield _reasons(summary)
     if any(name.endswith("logprobs") for name in summary.measured):
-        drawn.append(_sequence_logprobs(summary))
+        yield _sequence_logprobs(summary)
     if summary.judged:
-        drawn.append(_correct(summary, samples))
-    return tuple(drawn)
+        yield _correct(summary, samples)
 
 
 def figures(summary: Summary) -> list[tuple[str, str]]:

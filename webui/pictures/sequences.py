@@ -94,8 +94,8 @@ def _offered(job: Job, by: By | None) -> dict[By, str]:
 
 def _first(site: Site, job: Job) -> int:
     """The first prompt that there is something of."""
-    done = site.store.committed(job.id)
-    return site.store.shard(job.id, done[0].shard).first_prompt if done else 0
+    done = next(site.store.iter_shards(job.id, ShardState.DONE), None)
+    return done.first_prompt if done else 0
 
 
 def _content(site: Site, job: Job, view: View) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Page(HTMLParser):
         found = dict(attrs)
         self.elements.append((tag, found))
         if tag not in ("meta", "link", "input", "img", "br"):
-            self._around.append((tag, found.get("role") or found.get("class") or tag))
+            self._around.append((tag, found.get("class") or found.get("role") or tag))
 
     def handle_endtag(self, tag: str) -> None:
         assert self._around, tag
