@@ -13,11 +13,14 @@ from starlette.responses import Response
 
 from jobs.gold import RULE
 from jobs.paths import JobPaths
+from jobs.records import Job
 from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
+from webui.pages.job import head
 from webui.pictures.chart import Chart, Frame, axes, column, picture, readout, rule, short, step, text, ticks
 from webui.pictures.marks import visible
 from webui.pictures.positions import by_position, starts_of_groups
-from webui.site import TheSite
+from webui.polled import polled
+from webui.site import Site, TheSite
 from webui.templates import page
 
 router = APIRouter(include_in_schema=False)
@@ -40,13 +43,16 @@ _REASONS = {
 
 @router.get("/jobs/{job_id}/charts")
 def charts(request: Request, site: TheSite, job_id: str, of: Distribution | None = None) -> Response:
-    job = site.store.job(job_id)
+    return polled(request, lambda: _view(request, site, site.store.job(job_id), of))
+
+
+def _view(request: Request, site: Site, job: Job, of: Distribution | None) -> Response:
     kept = job.spec["measurements"] or ()
     offered = [name for name in COLUMNS if set(COLUMNS[name]) & set(kept)]
     of = of or (offered[0] if offered else "model")
     measured = tuple(name for name in COLUMNS[of] if name in kept)
     summary = site.summaries.of(site.store, JobPaths(site.settings.results, job.id), job, measured)
-    values: dict[str, Any] = {"job": job, "of": of, "offered": offered, "summary": summary}
+    values: dict[str, Any] = {**head(site, job, "charts"), "of": of, "offered": offered, "summary": summary}
     drawn = draw(summary, job.spec["max_new_tokens"], job.spec["G"])
     return page(request, "pictures/charts.html", **values, charts=drawn, figures=figures(summary))
 

@@ -16,6 +16,7 @@ from jobs.paths import JobPaths
 from jobs.records import Job, Shard
 from jobs.states import ShardState
 from jobs.tint import NAMES
+from webui.pages.job import head
 from webui.pictures.marks import visible
 from webui.pictures.responses import COLUMNS, By, Sort, ordered, passage, prompt_text
 from webui.site import Site, TheSite
@@ -78,7 +79,13 @@ def sequences(
     if shown >= job.num_prompts:
         raise UsageError(f"job {job.id} has no prompt {shown}: they are counted from 0 to {job.num_prompts - 1}")
     view = View(shown, by or next(iter(offered), None), sort, order, number, sample, start)
-    values: dict[str, Any] = {"job": job, "view": view, "offered": offered, "sorts": _SORT_NAMES, "steps": NAMES}
+    values: dict[str, Any] = {
+        **head(site, job, "sequences"),
+        "view": view,
+        "offered": offered,
+        "sorts": _SORT_NAMES,
+        "steps": NAMES,
+    }
     return page(request, "pictures/sequences.html", **values, **_content(site, job, view))
 
 
