@@ -8,6 +8,7 @@ READ COMMITTED and lock the job's row before they decide. Whatever keeps the dat
 from __future__ import annotations
 
 import json
+import select
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs.errors import StoreError
@@ -45,11 +46,14 @@ class Database:
                 f"{self.url} needs the package {error.name}; install sequence-processor[postgres]"
             ) from None
         self._writing = self.engine.execution_options(writes=True)
+        # A statement of READ COMMITTED sees what was committed when it began, in a transaction or by itself.
+        by_itself = {} if self.file else {"isolation_level": "AUTOCOMMIT"}
+        self._reading = self.engine.execution_options(**by_itself)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads; on SQLite one snapshot, waiting for no writer."""
-        with self._sentences(), self.engine.begin() as connection:
+        """For statements that only read: on SQLite one snapshot, on PostgreSQL one each. Waits for no writer."""
+        with self._sentences(), self._reading.begin() as connection:
             yield connection
 
     @contextmanager
@@ -142,6 +146,14 @@ def _postgresql(url: URL) -> Engine:
     # A process frozen inside a transaction must not hold a job's row for ever.
     options = f"-c lock_timeout={BUSY_SECONDS}s -c idle_in_transaction_session_timeout={BUSY_SECONDS}s"
     defaults = {"connect_timeout": CONNECT_SECONDS, "options": options}
-    return create_engine(
-        url, pool_pre_ping=True, connect_args={k: v for k, v in defaults.items() if k not in url.query}
-    )
+    engine = create_engine(url, connect_args={k: v for k, v in defaults.items() if k not in url.query})
+
+    @event.listens_for(engine, "checkout")
+    def look(connection: Any, record: Any, proxy: Any) -> None:
+        # A server that went away closed its connections, and an idle one has nothing else to say: no round trip asks.
+        idle = select.poll()
+        idle.register(connection.fileno(), select.POLLIN)
+        if connection.closed or idle.poll(0):
+            raise DisconnectionError("the server has closed this connection")  # the pool opens another
+
+    return engine
