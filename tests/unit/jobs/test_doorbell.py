@@ -61,7 +61,7 @@ def test_the_password_is_in_no_sentence(house: House, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(doorbell, "load_ringer", lambda _url, _store_id: talkative)
     why = ring(house, f"redis://:{SECRET}@127.0.0.1:1/0")
-    assert why == "Redis took no ring: cannot reach redis://:**@127.0.0.1:1/0 as **"
+    assert why == "Redis took no ring: cannot reach redis://:***@127.0.0.1:1/0 as ***"
 
 
 def test_a_missing_package_is_a_sentence_with_its_remedy(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
