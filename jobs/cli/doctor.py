@@ -320,22 +320,21 @@ def _devices(child: subprocess.Popen[str]) -> Check:
 
 
 def _workers(store: Store) -> Check:
-    from jobs.presence import presence
+    from jobs.presence import alive
 
-    now = store.clock()
-    alive = [worker for worker in store.workers() if presence(worker, now).counted_on]
-    paused = [f"{worker.id}: {worker.paused}" for worker in alive if worker.paused]
+    living = alive(store)
+    paused = [f"{worker.id}: {worker.paused}" for worker in living if worker.paused]
     if paused:
         return Check(
             "workers", Verdict.WARN, f"paused: {'; '.join(paused)}", "Mend what it says; the worker goes on by itself."
         )
-    if not alive:
+    if not living:
         return Check("workers", Verdict.OK, "none alive; a following submit starts one")
-    return Check("workers", Verdict.OK, f"{len(alive)} alive: {', '.join(worker.id for worker in alive)}")
+    return Check("workers", Verdict.OK, f"{len(living)} alive: {', '.join(worker.id for worker in living)}")
 
 
 def _waiting(store: Store) -> Check:
-    from jobs.child import serving
+    from jobs.presence import serving
     from jobs.states import JobState
 
     waiting = [job for job in store.jobs(states=[JobState.QUEUED, JobState.RUNNING]) if not serving(store, job.queue)]
