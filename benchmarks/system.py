@@ -58,8 +58,9 @@ class Made(NamedTuple):
 class _Beside(CoreEngine):
     """The real engine, which calls the core directly on the same prompts as well, first or last in turns."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, prompts: list[str], settings: dict[str, Any]) -> None:
         super().__init__()
+        self._prompts = prompts
         self._processor = SequenceProcessor(*load_model(MODEL), GenerationConfig(**settings))
         self._core_first = True
         self.made: dict[Key, Made] = {}  # by the core
@@ -75,9 +76,10 @@ class _Beside(CoreEngine):
         return made
 
     def _core(self, rows: Sequence[SnapshotRow]) -> None:
-        began = time.perf_counter()
         keys = [row.prompt_index for row in rows]
-        rollouts = list(self._processor.rollouts([str(row.prompt) for row in rows], G, seed=SEED, prompt_keys=keys))
+        began = time.perf_counter()
+        prompts = [self._prompts[key] for key in keys]
+        rollouts = list(self._processor.rollouts(prompts, G, seed=SEED, prompt_keys=keys))
         self.seconds += time.perf_counter() - began
         for r in rollouts:
             self.made[keys[r.prompt_index], r.sample_index] = Made(list(r.response_ids), r.logprobs.tolist())
@@ -88,7 +90,7 @@ class _System:
 
     def __init__(self, lane: Lane, prompts: list[str], shard_prompts: int, settings: dict[str, Any]) -> None:
         self.lane = lane
-        self.core = _Beside(settings)
+        self.core = _Beside(prompts, settings)
         self._prompts = prompts
         self._spec = {"model": MODEL, "G": G, "seed": SEED, "shard_size": shard_prompts, **settings}
         self._client = Client(lane.settings)

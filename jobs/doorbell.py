@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
-from urllib.parse import unquote, urlsplit
 
 from jobs.errors import SeqprocError, UsageError
+from jobs.redact import without_credentials
 from jobs.settings import Settings
 from jobs.store import Store
 
@@ -93,9 +93,5 @@ def needs(package: str | None) -> str:
 
 
 def _cause(error: Exception, url: str) -> str:
-    """The error in a line, without the password that is in the URL."""
     line = " ".join(str(error).split()) or type(error).__name__
-    password = urlsplit(url).password or ""
-    for secret in filter(None, (password, unquote(password))):
-        line = line.replace(secret, "**")
-    return f"Redis took no ring: {line}"
+    return f"Redis took no ring: {without_credentials(line, url)}"

@@ -24,6 +24,10 @@ from jobs.redact import without_credentials
 
 BUSY_SECONDS = 30  # how long to wait for another process's write, or for a row's lock
 CONNECT_SECONDS = 10
+# A host that vanishes sends no reset: half a minute without its kernel's acknowledgement is the end of a connection,
+# whether an answer is waited for (keepalives) or a statement is on its way. A server that only stands still is waited
+# for: its kernel goes on acknowledging.
+_VANISHED = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
 # SQLSTATE classes of a server that is away or worn out: connection, transaction timeouts come as 25P03, resources,
 # operator intervention, system. A standby after a failover refuses writes with 25006.
 _AWAY = ("08", "53", "57", "58")
@@ -145,15 +149,25 @@ def _sqlite(url: URL) -> Engine:
 def _postgresql(url: URL) -> Engine:
     # A process frozen inside a transaction must not hold a job's row for ever.
     options = f"-c lock_timeout={BUSY_SECONDS}s -c idle_in_transaction_session_timeout={BUSY_SECONDS}s"
-    defaults = {"connect_timeout": CONNECT_SECONDS, "options": options}
+    defaults = {"connect_timeout": CONNECT_SECONDS, "options": options, **_VANISHED}
     engine = create_engine(url, connect_args={k: v for k, v in defaults.items() if k not in url.query})
 
     @event.listens_for(engine, "checkout")
     def look(connection: Any, record: Any, proxy: Any) -> None:
-        # A server that went away closed its connections, and an idle one has nothing else to say: no round trip asks.
-        idle = select.poll()
-        idle.register(connection.fileno(), select.POLLIN)
-        if connection.closed or idle.poll(0):
-            raise DisconnectionError("the server has closed this connection")  # the pool opens another
+        """Ask an idle connection whether it is still there; a round trip only if something has come on it.
+
+        A server that goes away closes its connections, and says nothing on idle ones before.
+        """
+        try:
+            if _has_come(connection.fileno()):
+                engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as gone:
+            raise DisconnectionError from gone  # the pool opens another
 
     return engine
+
+
+def _has_come(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
