@@ -1,6 +1,6 @@
 """A worker's log: one file a worker under the results root, one JSON object a line, so that `seqproc logs` can pick a
-job's lines out of it from any machine; the same on stderr for whoever watches the worker itself. After a crash of
-native code the file ends with Python's words about it, which `jobs.logs.last_words` reads."""
+job's lines out of it from any machine; the same on stderr for whoever watches the worker itself. After a crash or
+a hang of native code the file ends with Python's words about it, which `jobs.logs.last_words` reads."""
 
 from __future__ import annotations
 
