@@ -118,8 +118,9 @@ def overhead(lane: str) -> Callable[[Session], Figure]:
 
     def of(session: Session) -> Figure:
         report = session.overhead(lane)
-        ours, core = (report["timings"][name]["seconds"] for name in ("jobs", "core"))
-        return Figure(report["percent"], f"{ours:.2f} s against {core:.2f} s, {report['shards']} shards")
+        each = ", ".join(f"{100 * (run['system'] / run['core'] - 1):.1f}" for run in report["runs"])
+        core = sum(run["core"] for run in report["runs"]) / len(report["runs"])
+        return Figure(report["percent"], f"{each}; {report['shards']} shards, {core:.1f} s of the core")
 
     return of
 

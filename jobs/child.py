@@ -13,23 +13,12 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from jobs.errors import CannotGoOn, SeqprocError
-from jobs.presence import presence
-from jobs.records import Job, Worker
+from jobs.presence import serving
+from jobs.records import Job
 from jobs.store import Store
 
 _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
-
-
-def alive(store: Store) -> list[Worker]:
-    """The workers that are alive, as far as this host can know."""
-    now = store.clock()
-    return [worker for worker in store.workers() if presence(worker, now).counted_on]
-
-
-def serving(store: Store, queue: str) -> bool:
-    """Whether a worker of this queue is alive, as far as this host can know."""
-    return any(queue in worker.queues for worker in alive(store))
 
 
 @dataclass(slots=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import entry_points
-from urllib.parse import unquote, urlsplit
 
 from jobs.errors import SeqprocError, UsageError
+from jobs.redact import without_credentials
 from jobs.settings import Settings
 from jobs.store import Store
 
@@ -27,6 +29,15 @@ class Doorbell:
         """`patience`: seconds that a ring may take before it is left alone."""
         self._store, self._url, self._patience = store, settings.redis_url, patience
         self._hand: threading.Thread | None = None
+        self._idle = 0  # workers of the queue for which it was made ready
+
+    def make_ready(self, queue: str) -> None:
+        """All of a ring for this queue that can be done before there is something to ring for. Never raises."""
+        if not self._url:
+            return
+        with suppress(SeqprocError):  # the ring will say it
+            self._idle = self._store.idle_workers(queue)
+            load_ringer(self._url, self._store.store_id)
 
     def ring(self, queue: str, pending: int) -> str | None:
         """Ring once for each pending shard, but no more often than the queue has idle workers.
@@ -38,7 +49,8 @@ class Doorbell:
         if self._hand is not None and self._hand.is_alive():
             return "Redis still owes an answer to the last ring"
         try:
-            times = min(pending, self._store.idle_workers(queue))
+            times = min(pending, self._idle or self._store.idle_workers(queue))
+            self._idle = 0
             if not times:
                 return None
             ringer = load_ringer(self._url, self._store.store_id)
@@ -63,6 +75,7 @@ class Doorbell:
         return failed[0] if failed else None
 
 
+@cache
 def load_ringer(redis_url: str, store_id: str) -> Ringer:
     """What rings through this Redis. Raises UsageError if what it needs is not installed."""
     for entry in entry_points(group="seqproc.doorbell"):
@@ -80,9 +93,5 @@ def needs(package: str | None) -> str:
 
 
 def _cause(error: Exception, url: str) -> str:
-    """The error in a line, without the password that is in the URL."""
     line = " ".join(str(error).split()) or type(error).__name__
-    password = urlsplit(url).password or ""
-    for secret in filter(None, (password, unquote(password))):
-        line = line.replace(secret, "**")
-    return f"Redis took no ring: {line}"
+    return f"Redis took no ring: {without_credentials(line, url)}"

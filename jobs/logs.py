@@ -16,7 +16,8 @@ _LOOK_EVERY = 0.3  # seconds
 _TAIL = 65_536  # bytes of a log in which last words are looked for
 _SHOWN = 500  # characters of them
 _FURTHEST = 64 * _TAIL  # bytes of a log in which a job's last lines are looked for
-_CRASHED_AT = re.compile(r"^Current thread .*\n\s*(?P<frame>File .*)", re.MULTILINE)
+_HEADLINES = (b"Fatal Python error: ", b"Timeout (")  # of a crash, and of a hang that let no Python run
+_STOOD_AT = re.compile(r"^(?P<current>Current )?[Tt]hread .*\n\s*(?P<frame>File .*)", re.MULTILINE)
 
 
 def job_log(store: Store, root: Path, job_id: str, *, follow: bool = False) -> Iterator[dict[str, Any]]:
@@ -36,7 +37,8 @@ def job_log(store: Store, root: Path, job_id: str, *, follow: bool = False) -> I
 
 
 def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -> str:
-    """What the log of a dead worker says last of this attempt: a crash's headline and its frame, or a line's message.
+    """What the log of a dead worker says last of this attempt: a line's message, or the headline of a crash or hang and
+    where the current thread stood, or else the main one, which is the last.
 
     Empty if it says nothing, or lies elsewhere.
     """
@@ -48,9 +50,10 @@ def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -
         return ""
     said, key = "", {"job": job_id, "shard": shard, "attempt": attempt}
     for number, raw in enumerate(lines):
-        if raw.startswith(b"Fatal Python error: "):
+        if raw.startswith(_HEADLINES):
             words = b"\n".join(lines[number:]).decode(errors="replace")
-            place = _CRASHED_AT.search(words)
+            places = list(_STOOD_AT.finditer(words))
+            place = next((place for place in places if place["current"]), places[-1] if places else None)
             return (raw.decode(errors="replace") + (f" at {place['frame']}" if place else ""))[:_SHOWN]
         line = _parsed(raw)
         if line.items() >= key.items():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from jobs.child import alive
+from jobs.presence import alive
 from jobs.states import JobState, ShardState
 from jobs.store import Store
 

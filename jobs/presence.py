@@ -6,9 +6,13 @@ Only a process of this very host can be known to be dead; of any other nothing i
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from jobs.processes import is_dead
 from jobs.records import Worker
+
+if TYPE_CHECKING:
+    from jobs.store import Store
 
 SILENT_SECONDS = 60.0  # workers are seen about every second, so one silent for so long is not counted on
 
@@ -37,3 +41,14 @@ def presence(worker: Worker, now: float) -> Presence:
     if worker.job_id is not None:
         return Presence.WORKING
     return Presence.PAUSED if worker.paused else Presence.IDLE
+
+
+def alive(store: Store) -> list[Worker]:
+    """The workers that work may be left to, paused ones included."""
+    now = store.clock()
+    return [worker for worker in store.workers() if presence(worker, now).counted_on]
+
+
+def serving(store: Store, queue: str) -> bool:
+    """Whether a worker of this queue is alive."""
+    return any(queue in worker.queues for worker in alive(store))

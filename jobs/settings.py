@@ -92,12 +92,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            good = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
-        except ValueError:
-            good = False
-        if value and not (good and re.fullmatch(r"/?\d*", parts.path)):
+        if value and not _names_a_redis(value):
             # Without what was found: it may hold a password.
             raise ValueError("give a URL like redis://:password@host:6379/0, odd characters of the password as %XX")
         return value
@@ -125,6 +120,21 @@ class Settings(BaseSettings):
     @property
     def logs(self) -> Path:
         return self.home.expanduser().resolve() / "logs"
+
+
+def _names_a_redis(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(
+            parts.scheme in ("redis", "rediss")
+            and parts.hostname
+            and parts.port != 0
+            and re.fullmatch(r"/?\d*", parts.path)
+            and "@" not in parts.query + parts.fragment  # a ? or # in the password cuts the URL there
+            and (parts.password or not parts.username)  # no colon: it was the password that was meant
+        )
+    except ValueError:
+        return False
 
 
 def current_owner() -> str:

@@ -120,11 +120,13 @@ def submit(
     except BaseException:
         _remove(paths)
         raise
+    doorbell = Doorbell(store, settings)
+    doorbell.make_ready(spec.queue)
     job, created = _commit(store, paths, spec, snapshot, owner)
     if not created:
         _remove(paths)
         return Submitted(job, created, source.ignored_columns)
-    unrung = Doorbell(store, settings).ring(job.queue, job.pending_shards)
+    unrung = doorbell.ring(job.queue, job.pending_shards)
     return Submitted(job, created, source.ignored_columns, unrung)
 
 

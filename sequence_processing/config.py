@@ -6,7 +6,7 @@ They change speed and memory, never which tokens are drawn.
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, SupportsIndex, TypeAlias, cast
@@ -70,6 +70,22 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     if number is None or number < least:
         raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r:.80}.")
     return number
+
+
+def check_limits(max_new_tokens: object, prompts: int, G: int) -> list[int]:
+    """The most new tokens of each of prompts x G rows, given once, by prompt or by row; `ValueError` otherwise."""
+    number = whole(max_new_tokens)
+    if number is None and not isinstance(max_new_tokens, Iterable):
+        raise ValueError(f"max_new_tokens must be a whole number, or a list of them, not {max_new_tokens!r:.80}.")
+    limits = [number] * prompts if number is not None else list(cast(Iterable[int], max_new_tokens))
+    if len(limits) == prompts:
+        limits = [limit for limit in limits for _ in range(G)]
+    if len(limits) != prompts * G:
+        raise ValueError(
+            f"max_new_tokens has {len(limits)} values for {prompts} prompts with {G} responses each; give one "
+            "number, one a prompt, or one a response."
+        )
+    return [check_count("max_new_tokens", limit, least=0) for limit in limits]
 
 
 def check_whole(name: str, value: object) -> int:

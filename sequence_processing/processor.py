@@ -9,13 +9,20 @@ import random
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
 
 from sequence_processing import gradients, memory, scoring
-from sequence_processing.config import BatchSize, GenerationConfig, check_batch_size, check_count, check_whole, whole
+from sequence_processing.config import (
+    BatchSize,
+    GenerationConfig,
+    check_batch_size,
+    check_count,
+    check_limits,
+    check_whole,
+)
 from sequence_processing.containers import BatchedSequences, LogprobResults, MicroBatch, Rollout
 from sequence_processing.distribution import Policy
 from sequence_processing.grid import array, check_fits, micro_batch_of, pairs_of, results_of
@@ -270,7 +277,7 @@ class SequenceProcessor:
         """Checks at once, generates as it is iterated."""
         self.config.validate()
         size = self._size("gen_batch_size", gen_batch_size)
-        limits = self._limits(len(prompts), G, max_new_tokens)
+        limits = check_limits(self.config.max_new_tokens if max_new_tokens is None else max_new_tokens, len(prompts), G)
         model = CausalModel(self.model)
         ids = [
             _naming(f"Prompt {i}", self._encode, model, prompt, chat_template_kwargs)
@@ -315,22 +322,6 @@ class SequenceProcessor:
         if size != "auto":
             return size
         return memory.tokens_at_once(model, max((p.length for p in pairs), default=1), with_grad)
-
-    def _limits(self, prompts: int, G: int, max_new_tokens: int | Sequence[int] | None) -> list[int]:
-        """The most new tokens of each of prompts x G rows."""
-        value = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        number = whole(value)
-        if number is None and not isinstance(value, Iterable):
-            raise ValueError(f"max_new_tokens must be a whole number, or a list of them, not {value!r:.80}.")
-        limits = [number] * prompts if number is not None else list(cast(Sequence[int], value))
-        if len(limits) == prompts:
-            limits = [limit for limit in limits for _ in range(G)]
-        if len(limits) != prompts * G:
-            raise ValueError(
-                f"max_new_tokens has {len(limits)} values for {prompts} prompts with {G} responses each; give one "
-                "number, one a prompt, or one a response."
-            )
-        return [check_count("max_new_tokens", limit, least=0) for limit in limits]
 
     def _encode(
         self, model: CausalModel, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None

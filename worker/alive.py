@@ -6,7 +6,7 @@ import socket
 import sys
 
 from jobs.errors import SeqprocError
-from jobs.presence import SILENT_SECONDS, presence
+from jobs.presence import SILENT_SECONDS, alive
 from jobs.settings import Settings
 from jobs.store import Store
 
@@ -16,12 +16,12 @@ def why_not() -> str | None:
     try:
         store = Store.open(Settings.load(), migrate=False)
         try:
-            now, workers = store.clock(), store.workers()
+            living = alive(store)
         finally:
             store.close()
     except SeqprocError as error:
         return str(error)
-    if any(worker.host == socket.gethostname() and presence(worker, now).counted_on for worker in workers):
+    if any(worker.host == socket.gethostname() for worker in living):
         return None
     return (
         f"no worker of {socket.gethostname()} has shown itself within {SILENT_SECONDS:.0f} s; start one with: "

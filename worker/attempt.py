@@ -21,7 +21,7 @@ from jobs.shard_files import write_attempt
 from jobs.snapshot import SnapshotRow, read_rows
 from jobs.store import Store
 from worker.engine import Engine, ShardRows
-from worker.faults import JobFault, MachineFault, WorkerFault
+from worker.faults import JobFault, MachineFault, SpecFault, WorkerFault
 from worker.heartbeat import Heartbeat, LeaseLost, ShardStopped
 from worker.metrics import SHARDS, timed
 from worker.stop import Stop
@@ -99,6 +99,8 @@ class Attempt:
     def _prepare(self) -> dict[str, str]:
         try:
             return self.engine.prepare(self.claim.job)
+        except SpecFault:
+            raise
         except JobFault as fault:
             if self.store.job(self.claim.job.id).identity is None:
                 raise

@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,9 @@ from jobs.errors import CannotGoOn, StoreError
 if TYPE_CHECKING:
     from jobs.settings import Settings
     from worker.stop import Stop
+
+# The drain, the bell and the heartbeat share one interpreter: a ring shall not wait 5 ms, Python's default, for a turn.
+_SWITCH_SECONDS = 0.0005
 
 
 def worker(
@@ -62,6 +66,7 @@ def serve(settings: Settings, queues: list[str], *, idle_exit: bool, quiet: bool
     # Threads that spin between steps are 15 % faster alone and three times slower beside another worker on the same
     # cores (tiny-arithmetic, 2 cores). Read once, when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.setswitchinterval(_SWITCH_SECONDS)
     stop = Stop()
     leave_on_signals(stop)
     store = Store.open(settings)

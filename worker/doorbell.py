@@ -114,7 +114,7 @@ def listening(redis_url: str, store_id: str, queues: Sequence[str]) -> Iterator[
 
 
 class _CeleryBell(RungBell):
-    """A Celery worker in a thread of its own, whose one task rings."""
+    """A Celery worker in a thread of its own, to which every message of its one task is a ring."""
 
     def __init__(self, app: _Rings, queues: Sequence[str]) -> None:
         super().__init__()
@@ -152,11 +152,16 @@ class _CeleryBell(RungBell):
         return self._idle
 
     def taken(self, _request: object) -> None:
-        """A message has come, and none shall come after it until the drain has looked."""
-        self._idle = False
+        """A message has come, and none shall come after it until the drain has looked.
 
-    def _task(self, queue: str) -> None:
+        Whatever is in it, it is a ring, and the drain need not wait until Celery has unpacked it and run its task.
+        """
+        self._idle = False
         self.ring()
+
+    @staticmethod
+    def _task(queue: str) -> None:
+        """All that is left to do once its message has come."""
 
     def _listen(self) -> None:
         while True:
@@ -170,8 +175,7 @@ class _CeleryBell(RungBell):
         return WorkController(
             app=self._app,
             queues=self._queues,
-            pool="threads",
-            concurrency=1,
+            pool="solo",  # its task takes no time; the drain has a thread of its own
             without_mingle=True,
             without_gossip=True,
             without_heartbeat=True,

@@ -77,6 +77,7 @@ class Drain:
     _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
     _paused: _Pause | None = None  # nothing can be run here
     _unrung: str | None = None  # why the last ring failed
+    _idle: bool = False  # in its row, as far as it was told: whoever leaves something to be claimed rings for it
     _astray: bool = False  # the database went away with a claim of ours in an unknown state
     _looked: float = 0.0  # when the shards of others were last looked after (monotonic)
 
@@ -131,6 +132,7 @@ class Drain:
             self._astray = False
         ran, told = 0, False
         while not self.stop.is_set():
+            idle = self._idle
             claim = self._claim()  # before anything else: somebody may have rung for it
             if claim is not None:
                 self._run(claim)
@@ -138,11 +140,13 @@ class Drain:
                 ran, told = ran + 1, False
                 if time.monotonic() - self._looked >= self.settings.heartbeat_seconds:
                     self._look()
-            elif not told:
-                # Idle in its row before it looks for the last time: whoever comes after that look rings for it.
-                self._tell(job_id=None, shard=None, tokens_per_second=None)
+                continue
+            if not told:
                 told = True
-            elif not self._look():
+                self._tell(job_id=None, shard=None, tokens_per_second=None)
+                if not idle:
+                    continue  # idle in its row before it looks for the last time: whoever comes after rings for it
+            if not self._look():
                 break
         self._tidy()
         return ran
@@ -169,9 +173,11 @@ class Drain:
         loaded = self.engine.loaded
         told: dict[str, Any] = {"model": loaded[0] if loaded else None, "device": shown(self.engine.device)}
         told |= {"paused": self._why_paused(), **self.vitals.memory, **doing}
+        self._idle = False
         if not self.store.worker_beat(self.worker_id, **told):
             self.register()  # its row was lost
             self.store.worker_beat(self.worker_id, **told)
+        self._idle = told["job_id"] is None and told["paused"] is None
 
     def _claim(self) -> Claim | None:
         if self._resting:

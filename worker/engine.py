@@ -25,7 +25,7 @@ from jobs.model_roots import outside_roots
 from jobs.records import Job, LostSpec
 from jobs.snapshot import SnapshotRow
 from jobs.spec import MEASUREMENTS, JobSpec, problems
-from worker.faults import DeviceLost, JobFault, WorkerFault
+from worker.faults import DeviceLost, JobFault, SpecFault, WorkerFault
 
 if TYPE_CHECKING:
     from sequence_processing import GenerationConfig, Rollout, SequenceProcessor
@@ -270,11 +270,11 @@ def _stamp(name: str | None) -> tuple[tuple[str, int, int], ...]:
 def _spec(job: Job) -> JobSpec:
     if isinstance(job.spec, LostSpec):
         found = reprlib.repr(job.spec.stored)
-        raise JobFault(f"the stored spec of job {job.id} cannot be read: it is {found}; submit the job again")
+        raise SpecFault(f"the stored spec of job {job.id} cannot be read: it is {found}; submit the job again")
     try:
         return JobSpec.of_stored(job.spec)
     except ValidationError as error:
-        raise JobFault(f"the stored spec of job {job.id} cannot be read: {'; '.join(problems(error))}") from error
+        raise SpecFault(f"the stored spec of job {job.id} cannot be read: {'; '.join(problems(error))}") from error
 
 
 def _config(spec: JobSpec) -> GenerationConfig:

@@ -7,6 +7,10 @@ class JobFault(Exception):
     """The job cannot run on any worker: its model does not exist, its adapter does not fit."""
 
 
+class SpecFault(JobFault):
+    """The job's stored spec cannot be read: not by any worker, though one could when the job began."""
+
+
 class WorkerFault(Exception):
     """This worker cannot run this job though another may: no network, another model under that name."""
 

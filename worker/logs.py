@@ -1,6 +1,6 @@
 """A worker's log: one file a worker under the results root, one JSON object a line, so that `seqproc logs` can pick a
-job's lines out of it from any machine; the same on stderr for whoever watches the worker itself. After a crash of
-native code the file ends with Python's words about it, which `jobs.logs.last_words` reads."""
+job's lines out of it from any machine; the same on stderr for whoever watches the worker itself. After a crash or
+a hang of native code the file ends with Python's words about it, which `jobs.logs.last_words` reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from jobs.files import make_folder, writing
 from jobs.log_lines import JsonLines, on_stderr, send
 
 _ATTEMPT: ContextVar[dict[str, Any]] = ContextVar("attempt", default={})  # noqa: B039  never mutated, only replaced
@@ -37,9 +38,10 @@ class _File(logging.FileHandler):
 
 
 def log_to(file: Path, worker_id: str, *, quiet: bool) -> None:
-    """Send this process's log to `file` and, unless quiet, to stderr."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Send this process's log to `file` and, unless quiet, to stderr. Raises ResultsError if it cannot be written."""
+    make_folder(file.parent)
     lines = JsonLines(lambda: {"worker": worker_id, **_ATTEMPT.get()})
-    to_file = _File(file, encoding="utf-8", errors="replace")
+    with writing(file):
+        to_file = _File(file, encoding="utf-8", errors="replace")
     to_file.setFormatter(lines)
     send(_LEVELS, [to_file] if quiet else [to_file, on_stderr(lines)])

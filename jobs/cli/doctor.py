@@ -28,6 +28,7 @@ import typer
 
 from jobs.cli.output import JsonFlag, Output, stdout_console
 from jobs.errors import SeqprocError, StoreError
+from jobs.redact import without_credentials
 from jobs.text import plural, size
 
 if TYPE_CHECKING:
@@ -224,36 +225,16 @@ def _broker(settings: Settings) -> Check:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    place = _without_password(settings.redis_url)
-    if place is None:
-        return _no_broker_url()
+    place = without_credentials(settings.redis_url)
     limits = {"socket_timeout": _BROKER_SECONDS, "socket_connect_timeout": _BROKER_SECONDS}
     try:
         client = redis.Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 0), **limits)
         with client:
             client.ping()
-    except ValueError:
-        return _no_broker_url()
-    except (redis.RedisError, OSError) as error:
-        return Check("broker", Verdict.FAIL, f"{place} does not answer as it should: {error}", remedy)
+    except (redis.RedisError, OSError, ValueError, TypeError) as error:  # the last two for a parameter of the URL
+        found = f"{place} does not answer as it should: {without_credentials(str(error), settings.redis_url)}"
+        return Check("broker", Verdict.FAIL, found, remedy)
     return Check("broker", Verdict.OK, f"{place} answers")
-
-
-def _no_broker_url() -> Check:
-    remedy = "Give one like redis://:password@host:6379/0, with %2F for a / in the password."
-    return Check("broker", Verdict.FAIL, "SEQPROC_REDIS_URL is not the URL of a Redis", remedy)
-
-
-def _without_password(url: str) -> str | None:
-    """Scheme, host, port and path; None if a part of the password may have been taken for one of them."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return None
-    if "@" in f"{parts.path}{parts.query}{parts.fragment}" or not (host or parts.scheme == "unix"):
-        return None
-    return f"{parts.scheme}://{host}{port}{parts.path}"
 
 
 def _results(settings: Settings, store: Store) -> Check:
@@ -340,22 +321,21 @@ def _devices(child: subprocess.Popen[str]) -> Check:
 
 
 def _workers(store: Store) -> Check:
-    from jobs.presence import presence
+    from jobs.presence import alive
 
-    now = store.clock()
-    alive = [worker for worker in store.workers() if presence(worker, now).counted_on]
-    paused = [f"{worker.id}: {worker.paused}" for worker in alive if worker.paused]
+    living = alive(store)
+    paused = [f"{worker.id}: {worker.paused}" for worker in living if worker.paused]
     if paused:
         return Check(
             "workers", Verdict.WARN, f"paused: {'; '.join(paused)}", "Mend what it says; the worker goes on by itself."
         )
-    if not alive:
+    if not living:
         return Check("workers", Verdict.OK, "none alive; a following submit starts one")
-    return Check("workers", Verdict.OK, f"{len(alive)} alive: {', '.join(worker.id for worker in alive)}")
+    return Check("workers", Verdict.OK, f"{len(living)} alive: {', '.join(worker.id for worker in living)}")
 
 
 def _waiting(store: Store) -> Check:
-    from jobs.child import serving
+    from jobs.presence import serving
     from jobs.states import JobState
 
     waiting = [job for job in store.jobs(states=[JobState.QUEUED, JobState.RUNNING]) if not serving(store, job.queue)]

@@ -28,8 +28,8 @@ Show = Callable[["Progress"], None]
 
 def watch(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     """Show a job's progress until it ends."""
-    from jobs.child import serving
     from jobs.client import Client
+    from jobs.presence import serving
 
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:

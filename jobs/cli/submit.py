@@ -119,7 +119,7 @@ def _announce(handle: JobHandle, out: Output) -> None:
 
 
 def _leave(client: Client, handle: JobHandle, out: Output) -> None:
-    from jobs.child import serving
+    from jobs.presence import serving
 
     if out.as_json:
         out.json(handle.record)

@@ -7,21 +7,18 @@ and `state = 'running'`. Who lost the fence changes nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, and_, case, false, func, or_, select, update
-from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, select, update
 
 from jobs.records import Beat, Claim, ShardResult
 from jobs.states import JobState, ShardState
-from jobs.store.locked import LockedJob
+from jobs.store.choice import LoadedModel, best_job, pending_job
+from jobs.store.locked import NOW, LockedJob
 from jobs.store.part import IS_PENDING, IS_RUNNING, Part, through
-from jobs.store.rows import job_record, shard_record
-from jobs.store.schema import jobs, now, shards
+from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, job_record, shard_record
+from jobs.store.schema import attempts, job_labels, jobs, shards
 
-LoadedModel = tuple[str, str | None]  # (model, adapter)
 Key = tuple[str, int, int]  # (job, shard, attempt)
-Columns = ReadOnlyColumnCollection[str, Any]
 
 
 class Claims(Part):
@@ -45,7 +42,7 @@ class Claims(Part):
         """
         while True:
             with self.db.reading() as connection:  # an idle look takes no write lock
-                best = connection.execute(_best_job(queues, model, age_limit, served, exclude)).one_or_none()
+                best = connection.execute(*best_job(queues, model, age_limit, served, exclude)).one_or_none()
             if best is None:
                 return None
             # One job's lock a transaction: two claimers that each went on to the other's job would wait for ever.
@@ -56,9 +53,8 @@ class Claims(Part):
 
     def pending_exists(self, queues: Sequence[str], exclude: Collection[str] = ()) -> bool:
         """Is there a shard to claim?"""
-        query = through(select(jobs.c.id).where(*_claimable(jobs.c, queues, exclude)).limit(1), jobs, "jobs_open")
         with self.db.reading() as connection:
-            return connection.scalar(query) is not None
+            return connection.scalar(*pending_job(queues, exclude)) is not None
 
     def unfinished_exists(self, queues: Sequence[str]) -> bool:
         """Is there a shard that is pending or running, in whatever hands?"""
@@ -181,65 +177,62 @@ def _names(connection: Connection, job_id: str, index: int, file: str) -> bool:
     return connection.scalar(select(shards.c.index).where(*_shard(job_id, index), named)) is not None
 
 
-def _claimable(columns: Columns, queues: Sequence[str], exclude: Collection[str]) -> list[ColumnElement[bool]]:
-    # `ended_at IS NULL` is what the partial index `jobs_open` holds; deleted jobs have ended.
-    where = [
-        columns.ended_at.is_(None),
-        columns.queue.in_(queues),
-        columns.pending_shards > 0,
-        columns.state.in_([JobState.QUEUED, JobState.RUNNING]),
-    ]
-    return [*where, columns.id.not_in(exclude)] if exclude else where
-
-
-# What the choice of a job looks at.
-_CHOICE = [
-    *(jobs.c.id, jobs.c.state, jobs.c.ended_at, jobs.c.queue, jobs.c.pending_shards, jobs.c.running_shards),
-    *(jobs.c.waiting_since, jobs.c.priority, jobs.c.owner, jobs.c.model, jobs.c.adapter, jobs.c.created_at),
-    (jobs.c.num_sequences - jobs.c.done_sequences).label("left"),
-]
-
-
-def _best_job(
-    queues: Sequence[str],
-    model: LoadedModel | None,
-    age_limit: float | None,
-    served: Sequence[str],
-    exclude: Collection[str],
-) -> Select[tuple[str, bool]]:
-    # An owner's share counts in every queue, so it is summed up before the queues are chosen.
-    share = func.sum(jobs.c.running_shards).over(partition_by=jobs.c.owner).label("share")
-    unended = through(select(*_CHOICE, share).where(jobs.c.ended_at.is_(None)), jobs, "jobs_open")
-    job = unended.subquery("job").c
-    aged: ColumnElement[bool] = false()
-    order: list[ColumnElement[Any]] = [job.priority.desc(), job.share]
-    if age_limit is not None:
-        aged = and_(job.running_shards == 0, now() - job.waiting_since > age_limit)
-        order.insert(0, case((aged, job.waiting_since)).nulls_last())
-    if model is not None:
-        order.append(case((job.model == model[0], 0), else_=1))
-    if served:
-        turns = {owner: turn for turn, owner in enumerate(served, start=1)}
-        order.append(case(turns, value=job.owner, else_=0))
-    if model is not None:
-        # `==` with None is SQL's IS NULL: a job without an adapter fits a model loaded without one.
-        order.append(case((and_(job.model == model[0], job.adapter == model[1]), 0), else_=1))
-    query = select(job.id, aged.label("aged")).where(*_claimable(job, queues, exclude))
-    return query.order_by(*order, job.left, job.created_at, job.id).limit(1)
-
-
-def _next_shard(job_id: str) -> ScalarSelect[int]:
-    query = select(shards.c.index).where(shards.c.job_id == job_id, IS_PENDING)
-    lowest = through(query.order_by(shards.c.index).limit(1), shards, "shards_pending")
-    return lowest.correlate(None).scalar_subquery()  # of its own, though it stands in an update of the same table
-
-
 def _claim_in(connection: Connection, job_id: str, worker_id: str, *, aged: bool) -> Claim | None:
-    job = LockedJob.find(connection, job_id)
-    if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING) or not job.counts[ShardState.PENDING]:
+    """Take the job's lowest pending shard, if there still is one.
+
+    As a `LockedJob` would, in fewer statements: the first locks the job's row, walks its edge and keeps its counters.
+    """
+    job = connection.execute(_SERVE, {"job": job_id}).one_or_none()
+    if job is None:
         return None
-    shard = job.begin(_next_shard(job_id), worker_id)
-    if job.state is JobState.QUEUED:
-        job.enter(JobState.RUNNING)
-        job.set(started_at=func.coalesce(jobs.c.started_at, now()))
-    return Claim(job_record(job.saved()), shard_record(shard), worker_id, aged=bool(aged))
+    shard = connection.execute(_BEGIN, {"job": job_id, "worker": worker_id}).one()
+    key = {"job_id": job_id, "shard": shard._mapping["index"], "attempt": shard.attempt}
+    connection.execute(_ATTEMPT, {**key, "worker_id": worker_id, "claimed_at": shard.claimed_at})
+    claim = Claim(job_record(job), shard_record(shard), worker_id, aged=bool(aged))
+    if claim.job.labels:
+        connection.execute(_LABELS, {"job": job_id})
+    return claim
+
+
+_LABELS = (  # lists find a job by its labels in its state
+    update(job_labels)
+    .where(job_labels.c.job_id == bindparam("job"), job_labels.c.state != JobState.RUNNING)
+    .values(state=JobState.RUNNING)
+)
+_SERVE = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("job"),
+        jobs.c.state.in_([JobState.QUEUED, JobState.RUNNING]),
+        jobs.c.pending_shards > 0,
+        jobs.c.deleted_at.is_(None),
+    )
+    .values(
+        state=JobState.RUNNING,
+        pending_shards=jobs.c.pending_shards - 1,
+        running_shards=jobs.c.running_shards + 1,
+        started_at=func.coalesce(jobs.c.started_at, NOW),
+        revision=jobs.c.revision + 1,
+    )
+    .returning(*JOB_COLUMNS)
+)
+_LOWEST = through(
+    select(shards.c.index).where(shards.c.job_id == bindparam("job"), IS_PENDING).order_by(shards.c.index).limit(1),
+    shards,
+    "shards_pending",
+)
+_BEGIN = (
+    update(shards)
+    # `correlate`: of its own, though it stands in an update of the same table.
+    .where(shards.c.job_id == bindparam("job"), shards.c.index == _LOWEST.correlate(None).scalar_subquery(), IS_PENDING)
+    .values(
+        state=ShardState.RUNNING,
+        attempt=shards.c.attempt + 1,
+        worker_id=bindparam("worker"),
+        beat=0,
+        claimed_at=NOW,
+        ended_at=None,
+    )
+    .returning(*SHARD_COLUMNS)
+)
+_ATTEMPT = insert(attempts)

@@ -8,6 +8,7 @@ READ COMMITTED and lock the job's row before they decide. Whatever keeps the dat
 from __future__ import annotations
 
 import json
+import select
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from jobs.errors import StoreError
@@ -23,6 +24,10 @@ from jobs.redact import without_credentials
 
 BUSY_SECONDS = 30  # how long to wait for another process's write, or for a row's lock
 CONNECT_SECONDS = 10
+# A host that vanishes sends no reset: half a minute without its kernel's acknowledgement is the end of a connection,
+# whether an answer is waited for (keepalives) or a statement is on its way. A server that only stands still is waited
+# for: its kernel goes on acknowledging.
+_VANISHED = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
 # SQLSTATE classes of a server that is away or worn out: connection, transaction timeouts come as 25P03, resources,
 # operator intervention, system. A standby after a failover refuses writes with 25006.
 _AWAY = ("08", "53", "57", "58")
@@ -45,11 +50,14 @@ class Database:
                 f"{self.url} needs the package {error.name}; install sequence-processor[postgres]"
             ) from None
         self._writing = self.engine.execution_options(writes=True)
+        # A statement of READ COMMITTED sees what was committed when it began, in a transaction or by itself.
+        by_itself = {} if self.file else {"isolation_level": "AUTOCOMMIT"}
+        self._reading = self.engine.execution_options(**by_itself)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads; on SQLite one snapshot, waiting for no writer."""
-        with self._sentences(), self.engine.begin() as connection:
+        """For statements that only read: on SQLite one snapshot, on PostgreSQL one each. Waits for no writer."""
+        with self._sentences(), self._reading.begin() as connection:
             yield connection
 
     @contextmanager
@@ -141,7 +149,25 @@ def _sqlite(url: URL) -> Engine:
 def _postgresql(url: URL) -> Engine:
     # A process frozen inside a transaction must not hold a job's row for ever.
     options = f"-c lock_timeout={BUSY_SECONDS}s -c idle_in_transaction_session_timeout={BUSY_SECONDS}s"
-    defaults = {"connect_timeout": CONNECT_SECONDS, "options": options}
-    return create_engine(
-        url, pool_pre_ping=True, connect_args={k: v for k, v in defaults.items() if k not in url.query}
-    )
+    defaults = {"connect_timeout": CONNECT_SECONDS, "options": options, **_VANISHED}
+    engine = create_engine(url, connect_args={k: v for k, v in defaults.items() if k not in url.query})
+
+    @event.listens_for(engine, "checkout")
+    def look(connection: Any, record: Any, proxy: Any) -> None:
+        """Ask an idle connection whether it is still there; a round trip only if something has come on it.
+
+        A server that goes away closes its connections, and says nothing on idle ones before.
+        """
+        try:
+            if _has_come(connection.fileno()):
+                engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as gone:
+            raise DisconnectionError from gone  # the pool opens another
+
+    return engine
+
+
+def _has_come(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

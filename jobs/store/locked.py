@@ -8,18 +8,35 @@ that is not in `jobs.states` cannot be walked.
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Update, func, insert, select, update
+from sqlalchemy import ClauseElement, Connection, Row, Update, bindparam, func, insert, select, update
 
 from jobs.errors import JobNotFound
 from jobs.records import ShardResult
 from jobs.states import JOB_EDGES, SHARD_EDGES, JobState, ShardState
-from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS
 from jobs.store.schema import attempts, job_labels, jobs, now, shards, webhooks
 
 # Clears what belongs to a running attempt.
 AT_REST: dict[str, Any] = {"worker_id": None, "running_sequences": 0, "running_tokens": 0}
+
+NOW = now()  # one object, for statements that are built once: building one takes as long as running it
+
+_LOCK = (
+    select(*(column for column in jobs.c if column is not jobs.c.spec))
+    .where(jobs.c.id == bindparam("job"), jobs.c.deleted_at.is_(None))
+    .with_for_update()
+)
+_RUNNING = select(shards).where(
+    shards.c.job_id == bindparam("job"),
+    shards.c.index == bindparam("shard"),
+    shards.c.attempt == bindparam("attempt"),
+    shards.c.state == ShardState.RUNNING,
+)
+
+# Lists find a job by its labels in its state.
+_LABELS = update(job_labels).where(job_labels.c.job_id == bindparam("job")).values(state=bindparam("new"))
 
 
 class LockedJob:
@@ -38,8 +55,7 @@ class LockedJob:
     @classmethod
     def find(cls, connection: Connection, job_id: str) -> Self | None:
         """Lock a job's row; None if there is no such job, or it was deleted."""
-        query = select(jobs).where(jobs.c.id == job_id, jobs.c.deleted_at.is_(None)).with_for_update()
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(_LOCK, {"job": job_id}).one_or_none()
         return None if row is None else cls(connection, row)
 
     @classmethod
@@ -61,56 +77,38 @@ class LockedJob:
         self.state = state
         self._ends = state.ended
 
-    def move(self, source: ShardState, target: ShardState, *where: ColumnElement[bool], **values: Any) -> int:
-        """Walk one edge with every shard in `source` for which `where` holds; how many those were."""
-        moved = self.connection.execute(self._moving(source, target, *where, **values)).rowcount
-        self._count(source, target, moved)
-        return moved
-
-    def _moving(self, source: ShardState, target: ShardState, *where: ColumnElement[bool], **values: Any) -> Update:
+    def move(self, source: ShardState, target: ShardState, *, index: int | None = None, **values: Any) -> int:
+        """Walk one edge with every shard in `source`, or that one; how many those were. `values`: columns to write."""
         if (source, target) not in SHARD_EDGES:
             raise AssertionError(f"job {self.id}: there is no edge {source} → {target} for a shard")
-        ended = {"ended_at": now() if target.ended else None}
-        mine = (shards.c.job_id == self.id, shards.c.state == source)
-        return update(shards).where(*mine, *where).values(state=target, **ended | values)
-
-    def _count(self, source: ShardState, target: ShardState, moved: int) -> None:
+        statement = _moving(source, target, index is not None, tuple(values))
+        moved = self.connection.execute(statement, {"job": self.id, "shard": index, **_new(values)}).rowcount
         self.counts[source] -= moved
         self.counts[target] += moved
-
-    def begin(self, index: ScalarSelect[int], worker_id: str) -> Row[Any]:
-        """Claim the pending shard that `index` chooses: running, with a new attempt; the columns of a Shard."""
-        fresh = {"attempt": shards.c.attempt + 1, "worker_id": worker_id, "beat": 0, "claimed_at": now()}
-        moving = self._moving(ShardState.PENDING, ShardState.RUNNING, shards.c.index == index, **fresh)
-        shard = self.connection.execute(moving.returning(*SHARD_COLUMNS)).one()
-        self._count(ShardState.PENDING, ShardState.RUNNING, 1)
-        key = {"job_id": self.id, "shard": shard._mapping["index"], "attempt": shard.attempt}
-        self.connection.execute(insert(attempts).values(**key, worker_id=worker_id, claimed_at=shard.claimed_at))
-        return shard
+        return moved
 
     def running(self, index: int, attempt: int) -> Row[Any] | None:
         """The shard's row if the fence (job, shard, attempt, running) holds; it will, until the transaction ends."""
-        fence = (shards.c.job_id == self.id, shards.c.index == index, shards.c.attempt == attempt)
-        return self.connection.execute(select(shards).where(*fence, shards.c.state == ShardState.RUNNING)).one_or_none()
+        return self.connection.execute(_RUNNING, {"job": self.id, "shard": index, "attempt": attempt}).one_or_none()
 
     def end_attempt(self, index: int, attempt: int, outcome: str, *, tokens: int, **values: Any) -> None:
         """Close the record of one attempt; `tokens` of an attempt that was thrown away are what it had generated."""
-        key = (attempts.c.job_id == self.id, attempts.c.shard == index, attempts.c.attempt == attempt)
-        values |= {"ended_at": now(), "outcome": outcome, "tokens": tokens}
-        self.connection.execute(update(attempts).where(*key).values(values))
+        values |= {"outcome": outcome, "tokens": tokens}
+        key = {"job": self.id, "of_shard": index, "of_attempt": attempt}
+        self.connection.execute(_ending(tuple(values)), key | _new(values))
 
     def finish(self, index: int, attempt: int, result: ShardResult) -> None:
         """A running shard is done: its files, its totals, its attempt."""
         totals = {name: getattr(result, name) for name in ("bytes", "sequences", "tokens", "prompt_errors")}
         files = {name: getattr(result, name) for name in ("file", "errors_file", "sha256")}
         worker = {"running_sequences": 0, "running_tokens": 0, "error": None}  # who made it stays on record
-        self.move(ShardState.RUNNING, ShardState.DONE, shards.c.index == index, **totals, **files, **worker)
+        self.move(ShardState.RUNNING, ShardState.DONE, index=index, **totals, **files, **worker)
         self.end_attempt(index, attempt, "done", tokens=result.tokens, details=result.details)
         self.set(
             done_sequences=self.row.done_sequences + result.sequences,
             done_tokens=self.row.done_tokens + result.tokens,
             prompt_errors=self.row.prompt_errors + result.prompt_errors,
-            waiting_since=now(),
+            waiting_since=NOW,
         )
 
     def fall_back(self, shard: Row[Any], outcome: str, error: str, *, failures: int = 0, limit: int = 0) -> ShardState:
@@ -127,10 +125,10 @@ class LockedJob:
         elif failures and total >= limit:
             target = ShardState.FAILED
         kept = {"failures": total, "error": error if failures else shard.error}
-        self.move(ShardState.RUNNING, target, shards.c.index == index, **kept, **AT_REST)
+        self.move(ShardState.RUNNING, target, index=index, **kept, **AT_REST)
         self.end_attempt(index, shard.attempt, outcome, error=error, tokens=shard.running_tokens)
         if failures:
-            self.set(waiting_since=now())
+            self.set(waiting_since=NOW)
         self.settle()
         return target
 
@@ -147,7 +145,7 @@ class LockedJob:
         else:
             self.enter(JobState.SUCCEEDED)
             self.set(notice=None)  # whatever it was about is over
-        self.set(ended_at=now())
+        self.set(ended_at=NOW)
 
     def _first_failure(self) -> str:
         failed = (shards.c.job_id == self.id, shards.c.state == ShardState.FAILED)
@@ -160,30 +158,19 @@ class LockedJob:
 
     def save(self) -> None:
         """Write the row: state, counters, changes, and a higher revision."""
-        self.connection.execute(self._saving())
-        self._label()
+        counters = {f"{state}_shards": self.counts[state] for state in ShardState}
+        values = {"state": self.state, "sealed": self.sealed, **counters, **self._changes}
+        told = {name: value for name, value in values.items() if not isinstance(value, ClauseElement)}
+        reckoned = tuple((name, value) for name, value in values.items() if name not in told)
+        self.connection.execute(_saving(tuple(told), reckoned), {"job": self.id, **_new(told)})
+        if self.state != self.row.state:
+            self.connection.execute(_LABELS, {"job": self.id, "new": self.state})
         if self._ends:
             self._tell_of_the_end()
 
-    def saved(self) -> Row[Any]:
-        """As `save`, of a job that goes on, and the columns of a Job as they are then."""
-        self._label()
-        return self.connection.execute(self._saving().returning(*JOB_COLUMNS)).one()
-
-    def _saving(self) -> Update:
-        counters = {f"{state}_shards": self.counts[state] for state in ShardState}
-        values = {"state": self.state, "sealed": self.sealed, "revision": jobs.c.revision + 1}
-        return update(jobs).where(jobs.c.id == self.id).values(**values | counters | self._changes)
-
-    def _label(self) -> None:
-        """Lists find a job by its labels in its new state."""
-        spec = self.row.spec
-        if self.state != self.row.state and (not isinstance(spec, dict) or spec.get("labels")):
-            self.connection.execute(update(job_labels).where(job_labels.c.job_id == self.id).values(state=self.state))
-
     def _tell_of_the_end(self) -> None:
         """Whoever asked to be told will be, in the end: the row is written with the end itself."""
-        spec = self.row.spec
+        spec = self.connection.scalar(select(jobs.c.spec).where(jobs.c.id == self.id))
         if isinstance(spec, dict) and (url := spec.get("webhook")):
             event = {"job_id": self.id, "revision": self.row.revision + 1, "url": str(url)}
             self.connection.execute(insert(webhooks).values(**event, next_try_at=now(), created_at=now()))
@@ -197,3 +184,32 @@ def recount(connection: Connection, job_id: str) -> dict[str, int]:
     columns += [func.coalesce(func.sum(shards.c[column]).filter(done), 0).label(n) for n, column in sums.items()]
     row = connection.execute(select(func.count().label("num_shards"), *columns).where(shards.c.job_id == job_id)).one()
     return {name: int(value) for name, value in row._mapping.items()}
+
+
+def _new(values: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that are written, apart from those that choose the row."""
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def _written(names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: bindparam(f"new_{name}") for name in names}
+
+
+@lru_cache(maxsize=64)
+def _moving(source: ShardState, target: ShardState, one: bool, names: tuple[str, ...]) -> Update:
+    where = [shards.c.job_id == bindparam("job"), shards.c.state == source]
+    where += [shards.c.index == bindparam("shard")] if one else []
+    return update(shards).where(*where).values(state=target, ended_at=NOW if target.ended else None, **_written(names))
+
+
+@lru_cache(maxsize=64)
+def _ending(names: tuple[str, ...]) -> Update:
+    key = (attempts.c.job_id == bindparam("job"), attempts.c.shard == bindparam("of_shard"))
+    this = update(attempts).where(*key, attempts.c.attempt == bindparam("of_attempt"))
+    return this.values(ended_at=NOW, **_written(names))
+
+
+@lru_cache(maxsize=64)
+def _saving(names: tuple[str, ...], reckoned: tuple[tuple[str, Any], ...]) -> Update:
+    values = {**_written(names), **dict(reckoned), "revision": jobs.c.revision + 1}
+    return update(jobs).where(jobs.c.id == bindparam("job")).values(values)

@@ -30,6 +30,8 @@ _SHOWN = 5  # candidates named for an ambiguous prefix
 class Queries(Part):
     def job(self, id_or_prefix: str) -> Job:
         """The job with this id, or the only one that has this name or an id that begins so. Raises JobNotFound."""
+        if not id_or_prefix:  # every id begins so; a variable that was not set must not mean the only job
+            raise JobNotFound("the job's id is empty; `seqproc list` shows the jobs there are")
         # Ids compare bytewise: what begins with the prefix lies between it and it with the highest character behind.
         prefixed = (jobs.c.id >= id_or_prefix, jobs.c.id < id_or_prefix + "\U0010ffff")
         with self.db.reading() as connection:
@@ -43,7 +45,7 @@ class Queries(Part):
         if not rows:
             raise JobNotFound(f"no job {id_or_prefix}; `seqproc list` shows the jobs there are")
         shown = ", ".join(row.id for row in rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
-        raise JobNotFound(f"{id_or_prefix or 'an empty id'} could be any of {shown}; give one of these ids")
+        raise JobNotFound(f"{id_or_prefix} could be any of {shown}; give one of these ids")
 
     def shard(self, job_id: str, index: int) -> Shard:
         """One shard. Raises JobNotFound."""

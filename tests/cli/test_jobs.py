@@ -127,6 +127,17 @@ def test_a_unique_prefix_suffices(seqproc: Run, submitted: str) -> None:
     assert all(job in result.stderr for job in others if job.startswith(shared))
 
 
+@pytest.mark.parametrize(
+    "command", ["status", "watch", "wait", "logs", "cancel", "retry", "fetch -o out", "show", "delete --yes"]
+)
+def test_an_empty_job_is_not_the_only_one(seqproc: Run, client: Client, submitted: str, command: str) -> None:
+    before = client.store.job(submitted)
+    result = seqproc(*command.split(), "")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: the job's id is empty; `seqproc list` shows the jobs there are\n"
+    assert client.store.job(submitted) == before
+
+
 def test_a_name_suffices(seqproc: Run) -> None:
     job = seqproc(*_SUBMIT, "--prompts", "a", "-q", "--name", "night run").stdout.strip()
     assert seqproc("status", "night run", "-q").stdout.strip() == job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_connection_that_died_is_replaced(store: Store, settings: Settings, di
             assert killed.scalar()
         killer.close()
     submit(store, 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "silence"),
+    [("", ("10", "5", "4", "30000")), ("?keepalives_idle=7&tcp_user_timeout=9", ("7", "5", "4", "9"))],
+)
+def test_how_long_a_silent_host_is_borne_with(
+    make_postgres: Callable[[], Settings], query: str, silence: tuple[str, ...]
+) -> None:
+    connected = database.Database(make_postgres().database_url + query)
+    with connected.reading() as connection:
+        used = connection.connection.driver_connection.info.get_parameters()
+    connected.close()
+    names = ("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+    assert tuple(used[name] for name in names) == silence
 
 
 def test_importing_the_store_is_light() -> None:

@@ -29,6 +29,12 @@ def test_a_unique_prefix_is_enough(store: Store) -> None:
     for i in range(3):
         submit(store, 1, id=f"abc13{i}")
     with pytest.raises(JobNotFound, match=", …; give one"):
+        store.job("a")
+
+
+def test_an_empty_id_is_no_prefix(store: Store) -> None:
+    submit(store, 1)
+    with pytest.raises(JobNotFound, match="the job's id is empty"):
         store.job("")
 
 

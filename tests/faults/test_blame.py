@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from jobs.client import JobHandle
 from tests.faults.conftest import SPEC, TWELVE, Lab, assert_complete
@@ -33,9 +36,8 @@ def test_a_spec_that_cannot_be_read(lab: Lab) -> None:
     good = lab.client.submit(prompts=["2 + 3 ="], **SHORT)
     damage = ['{"model": "tiny-ari', '["a list"]', json.dumps(good.record.spec | {"of_a_newer_version": 1})]
     bad = [lab.client.submit(prompts=["2 + 3 ="], **SHORT) for _ in damage]
-    with closing(sqlite3.connect(lab.settings.home / "seqproc.db")) as database, database:
-        for text, job in zip(damage, bad, strict=True):
-            database.execute("UPDATE jobs SET spec = ? WHERE id = ?", (text, job.id))
+    for text, job in zip(damage, bad, strict=True):
+        _damage(lab, job, text)
     worker = lab.start_worker("--idle-exit")
     listed, shown = lab.puppet(command=["list"]), lab.puppet(command=["status", bad[0].id])
     assert (listed.wait(120), shown.wait(120)) == (0, 0), listed.words + shown.words
@@ -46,6 +48,26 @@ def test_a_spec_that_cannot_be_read(lab: Lab) -> None:
         assert f"the stored spec of job {job.id} cannot be read" in (record.error or "")
         assert said in (record.error or "")
     assert_complete(lab, good, list(good.rows()))
+
+
+@pytest.mark.parametrize("fields", [None, {"of_a_newer_version": 1}])
+def test_a_spec_that_cannot_be_read_any_more(lab: Lab, fields: dict[str, int] | None) -> None:
+    """Damaged when the job had begun: it fails as any that cannot be read, and what is done stays."""
+    job = lab.client.submit(prompts=["2 + 3 =", "4 + 5 =", "6 + 7 ="], **SHORT | {"shard_size": 1})
+    assert lab.puppet("real", "committed:die").wait(120) == -signal.SIGKILL
+    assert job.refresh().identity is not None
+    _damage(lab, job, "null" if fields is None else json.dumps(job.record.spec | fields))
+    assert lab.puppet("real").wait(120) == 0
+    record = job.refresh()
+    assert (record.state, record.done_shards, record.failed_shards) == ("failed", 1, 2)
+    assert f"the stored spec of job {job.id} cannot be read" in (record.error or "")
+    assert lab.outcomes(job) == ["done", "failed"], "no worker tried again"
+    assert [(row["prompt_index"], row["sample_index"]) for row in job.rows(partial=True)] == [(0, 0), (0, 1)]
+
+
+def _damage(lab: Lab, job: JobHandle, spec: str) -> None:
+    with closing(sqlite3.connect(lab.settings.home / "seqproc.db")) as database, database:
+        database.execute("UPDATE jobs SET spec = ? WHERE id = ?", (spec, job.id))
 
 
 def test_out_of_memory(lab: Lab) -> None:

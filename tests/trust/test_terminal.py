@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from jobs.cli.app import app
 from jobs.paths import worker_log
 from jobs.processes import this_process
 from tests.cli.conftest import COLOUR, do_shard, row
+from tests.terminal import steering
 
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07b\u202eevil\u2066\x9b31mc\r\x08[bold red]d[/]\x85e\u2028f\u200f"
 OURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")  # colours and the progress bar's own movements, where there may be any
@@ -79,20 +79,7 @@ def assert_harmless(output: str, *, ours: bool) -> None:
     """Nothing in it steers a terminal; `ours`: apart from what a coloured display is made of."""
     for piece in ("\x1b[2J", "\x1b]", "\x9b"):
         assert piece not in output
-    for character in OURS.sub("", output) if ours else output:
-        assert character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp"), repr(output)
-        assert unicodedata.bidirectional(character) not in (
-            "LRE",
-            "RLE",
-            "LRO",
-            "RLO",
-            "PDF",
-            "LRI",
-            "RLI",
-            "FSI",
-            "PDI",
-        )
-        assert character not in "\u200e\u200f\u061c"
+    assert steering(OURS.sub("", output) if ours else output) == [], repr(output)
 
 
 def commands() -> list[str]:

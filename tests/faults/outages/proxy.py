@@ -1,12 +1,14 @@
-"""A wire between a worker and PostgreSQL that is cut around the COMMIT of a chosen transaction.
+"""A wire between a worker and PostgreSQL that is cut around the COMMIT of a chosen transaction, or goes dead.
 
 It speaks as much of the protocol as it takes to see where a message ends: a byte of type, four of length, the content.
 """
 
 from __future__ import annotations
 
+import ctypes
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +20,9 @@ Where = Literal["before", "after"]  # the commit happens or not; its reply never
 COMMITS_A_SHARD = b"\x00\x00\x00\x04done"  # a parameter that only the transaction of a finished shard has
 CLAIMS_A_SHARD = b"INSERT INTO attempts"
 MAKES_A_JOB = b"INSERT INTO jobs"
+
+_SO_ATTACH_FILTER = 26  # Linux
+_DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0), 8)  # BPF: return 0 bytes of any packet
 
 
 @dataclass
@@ -32,6 +37,8 @@ class Proxy:
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self._wires: list[_Wire] = []
+        self._vanished: list[socket.socket] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
     def cut(self, where: Where, mark: bytes, times: int) -> None:
@@ -53,8 +60,19 @@ class Proxy:
             self.cuts += where is not None
             return where
 
+    def vanish(self) -> int:
+        """To those who are connected, as a host without power: no packet of theirs is even acknowledged, and no
+        connection is closed; how many there were. On the host that stands in for it, new ones are taken."""
+        program = struct.pack("HP", 1, ctypes.addressof(_DROP_ALL))
+        for wire in (wires := [wire for wire in self._wires if wire.client.fileno() >= 0]):
+            wire.client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            self._vanished.append(wire.client.dup())  # stays open when the wire lets go of it
+            wire.server.shutdown(socket.SHUT_RDWR)
+        return len(wires)
+
     def close(self) -> None:
-        self._listener.close()
+        for end in (self._listener, *self._vanished):
+            end.close()
 
     def _listen(self) -> None:
         with suppress(OSError):  # closed
@@ -65,7 +83,8 @@ class Proxy:
                 except OSError:  # the server is away
                     client.close()
                     continue
-                threading.Thread(target=_Wire(self, client, server).run, daemon=True).start()
+                self._wires.append(_Wire(self, client, server))
+                threading.Thread(target=self._wires[-1].run, daemon=True).start()
 
 
 @dataclass

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
 
 from jobs.client import JobHandle
+from jobs.errors import StoreError
 from jobs.reaper import Reaper
+from jobs.store.database import Database
+from tests.faults.outages.proxy import Proxy
 from tests.faults.outages.site import (
     LEASE,
     PATIENCE,
@@ -64,6 +71,51 @@ def test_standing_still_for_longer_than_a_lease(postgres_site: Site, server: Ser
     assert lasted(job) > LEASE
     assert outcomes(postgres_site, job) == {"done": 6}
     assert_undisturbed(postgres_site, job, reference.of(PROMPTS))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops a socket's packets on demand")
+def test_a_host_that_vanishes(
+    postgres_site: Site, server: Server, database: str, proxy: Proxy, reference: Reference
+) -> None:
+    """No reset, no end of file: left to itself TCP would send again for a quarter of an hour, or wait for ever."""
+    soon = "tcp_user_timeout=1000&keepalives_idle=1&keepalives_interval=1"
+    url = f"{server.url(database, proxy.port)}?sslmode=disable&gssencmode=disable&{soon}"
+    job = postgres_site.submit()
+    worker = postgres_site.worker(
+        step=0.1, settings=postgres_site.settings.model_copy(update={"database_url": url, "lease_seconds": 30})
+    )
+    postgres_site.mid_shard(job)
+    assert proxy.vanish() > 0
+    postgres_site.until_ended(job)
+    postgres_site.leave(worker)
+    assert "does not answer" in worker.said()
+    assert_undisturbed(postgres_site, job, reference.of(PROMPTS))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux drops a socket's packets on demand")
+def test_a_host_that_vanishes_while_it_owes_an_answer(server: Server, proxy: Proxy) -> None:
+    """Nothing is on its way that could be missed: only keepalives tell."""
+    statement, active = "SELECT pg_sleep(60)", "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = "
+    soon = "tcp_user_timeout=1000&keepalives_idle=1&keepalives_interval=1"
+    asking, watching = Database(f"{server.url(port=proxy.port)}?sslmode=disable&{soon}"), Database(server.url())
+
+    def ask() -> None:
+        with asking.reading() as connection:
+            connection.exec_driver_sql(statement)
+
+    def asked() -> bool:
+        with watching.reading() as connection:
+            return connection.exec_driver_sql(f"{active} '{statement}'").first() is not None
+
+    with ThreadPoolExecutor(1) as pool, closing(proxy):  # which ends what nobody else ended
+        answer = pool.submit(ask)
+        while not asked():
+            time.sleep(0.02)
+        assert proxy.vanish() == 1
+        with pytest.raises(StoreError, match="does not answer"):
+            answer.result(PATIENCE)
+    asking.close()
+    watching.close()
 
 
 def test_locked_for_ten_seconds_during_work_and_submit(sqlite_site: Site, reference: Reference) -> None:

@@ -20,6 +20,15 @@ Current thread 0x00007f2 (most recent call first):
   File "engine.py", line 9 in run
 """
 
+HANG = """Timeout (0:20:00)!
+Thread 0x00007f1 (most recent call first):
+  File "heartbeat.py", line 1 in _run
+
+Thread 0x00007f2 (most recent call first):
+  File "kernel.py", line 7 in launch
+  File "engine.py", line 9 in run
+"""
+
 
 def line(message: str, *, shard: int = 3, attempt: int = 2) -> str:
     return json.dumps({"worker": "w1", "job": "j", "shard": shard, "attempt": attempt, "message": message}) + "\n"
@@ -32,6 +41,7 @@ def line(message: str, *, shard: int = 3, attempt: int = 2) -> str:
         (line("first") + line("last") + line("other", shard=4) + line("other", attempt=1), "last"),
         (line("first") + '{"job": "j", "shard": 3, "att', "first"),
         (line("first") + CRASH, 'Fatal Python error: Segmentation fault at File "kernel.py", line 7 in launch'),
+        (line("first") + HANG, 'Timeout (0:20:00)! at File "kernel.py", line 7 in launch'),
         (line("first") + "Fatal Python error: Ab", "Fatal Python error: Ab"),
         (line("x" * 10_000), "x" * 500),
         ('["no line"]\n', ""),

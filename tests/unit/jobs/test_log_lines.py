@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,14 @@ def test_credentials_are_taken_out(text: str, shown: str) -> None:
 @given(st.text(st.characters(blacklist_characters="@'\"", blacklist_categories=("Z", "C")), min_size=8))
 def test_whatever_the_password_is(password: str) -> None:
     assert password not in without_credentials(f"cannot reach redis://user:{password}@host:6379/0: refused")
+
+
+@pytest.mark.parametrize("password", ["s3cret", "s3%40cret"])
+def test_the_password_of_a_known_url_is_taken_out_wherever_it_stands(password: str) -> None:
+    said = f"at redis://:{password}@h: NOAUTH for '{password}', that is s3@cret or s3cret"
+    shown = without_credentials(said, f"redis://:{password}@h")
+    assert shown.startswith("at redis://:***@h: NOAUTH for '***', that is ")
+    assert unquote(password) not in shown and password not in shown
 
 
 def test_settings_show_no_secret() -> None:

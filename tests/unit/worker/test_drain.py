@@ -349,6 +349,40 @@ def test_a_worker_whose_row_was_lost_registers_again(bench: Bench) -> None:
     assert [worker.id for worker in bench.client.store.workers()] == ["w1"]
 
 
+def test_a_worker_looks_once_a_poll_and_again_only_after_it_has_become_idle(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever submits after the last look must find it idle in its row, or would not ring for it."""
+    claim, looks = Store.claim, []
+
+    def seen(self: Store, *args: Any, **options: Any) -> Any:
+        found = claim(self, *args, **options)
+        looks.append((self.idle_workers("default") == 1, found is not None))
+        return found
+
+    monkeypatch.setattr(Store, "claim", seen)
+    bench.drain.register()
+    bench.drain.once()
+    looks.clear()
+    bench.drain.once()
+    assert looks == [(True, False)]
+    looks.clear()
+    bench.submit("a")
+    bench.drain.once()
+    assert looks == [(True, True), (False, False), (True, False)]
+    looks.clear()
+    bench.engine.cannot_load = WorkerFault("no network")
+    bench.submit("b")
+    bench.drain.once()
+    assert [found for _, found in looks] == [True, False, False]
+    assert bench.client.store.idle_workers("default") == 0, "paused: nobody rings for it"
+    bench.drain._shunned.clear()
+    bench.engine.cannot_load = None
+    looks.clear()
+    bench.drain.once()
+    assert looks == [(False, True), (False, False), (True, False)], "it goes on, and is idle before its last look"
+
+
 def test_a_commit_that_comes_too_late_removes_its_own_files_only(bench: Bench) -> None:
     """While the first worker runs the shard, the shard is taken back and finished by a second one."""
     job = bench.submit("a", "poison")

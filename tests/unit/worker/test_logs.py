@@ -1,4 +1,5 @@
-"""The worker's log on a disk without room: its lines are lost, and nothing else is said about it."""
+"""The worker's log where it cannot be written: on a disk without room its lines are lost and nothing else is said about
+it; no worker begins without one."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.errors import ResultsError
+from jobs.paths import worker_log
 from worker.logs import log_to
 
 FULL = Path("/dev/full")
@@ -34,3 +37,18 @@ def test_a_line_that_finds_no_room_makes_no_traceback(
 ) -> None:
     logger.error("a shard was handed back")
     assert capfd.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence_with_its_remedy(tmp_path: Path) -> None:
+    logs = tmp_path / "results" / "logs"
+    logs.parent.mkdir()
+    logs.write_text("a file stands in its place: true for every user, also for root, who may write anywhere")
+    with pytest.raises(ResultsError, match=f"{logs} cannot be written: File exists.* SEQPROC_RESULTS_DIR"):
+        log_to(worker_log(logs.parent, "w1"), "w1", quiet=True)
+
+
+def test_a_file_that_cannot_be_written_is_one_too(tmp_path: Path) -> None:
+    log = worker_log(tmp_path, "w1")
+    log.mkdir(parents=True)
+    with pytest.raises(ResultsError, match=f"{log} cannot be written: Is a directory.* SEQPROC_RESULTS_DIR"):
+        log_to(log, "w1", quiet=True)

@@ -76,6 +76,9 @@ def test_a_worker_that_hangs_ends_itself_and_another_does_its_shard(
     attempts = [(a.shard, a.attempt, a.outcome) for a in bench.client.store.attempts(job.id)]
     assert attempts == [(0, 1, "reaped"), (0, 2, "done"), (1, 1, "done"), (2, 1, "done")]
     assert bench.client.store.shard(job.id, 0).failures == 1, "counted as any death"
+    if how == "gil":
+        reaped = bench.client.store.attempts(job.id)[0]
+        assert re.search(r"its last words: Timeout \(.*\)! at File .* in hang_here", reaped.error or "")
 
 
 @pytest.mark.parametrize(
