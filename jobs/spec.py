@@ -36,7 +36,7 @@ BatchSize = PositiveInt | Literal["auto"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_LABEL = 256
-_STORED = "stored"  # validation context
+_STORED, _REMOTE = "stored", "remote"  # validation contexts
 
 
 class PromptRow(BaseModel):
@@ -155,12 +155,13 @@ class JobSpec(BaseModel):
         if value is None or info.context == _STORED:
             return value
         path = Path(value).expanduser()
-        if path.is_dir():
+        is_here = info.context != _REMOTE or path.is_absolute()  # a name from elsewhere is no folder of this directory
+        if is_here and path.is_dir():
             needed = "adapter_config.json" if info.field_name == "adapter" else "config.json"
             if not (path / needed).is_file():
                 raise ValueError(f"the folder {value} has no {needed}; name the folder that save_pretrained wrote")
             return str(path.resolve())
-        if value.startswith(("/", "./", "../", "~")) or path.exists():
+        if value.startswith(("/", "./", "../", "~")) or (is_here and path.exists()):
             raise ValueError(f"no folder of a model at {value}; give an existing folder or a hub id like org/name")
         if not _HUB_ID.fullmatch(value) or ".." in value or "--" in value or len(value) > 200:
             raise ValueError(f"{value!r} is neither an existing folder nor a hub id like org/name")
@@ -211,10 +212,13 @@ class JobSpec(BaseModel):
         return self
 
     @classmethod
-    def parse(cls, data: dict[str, Any]) -> JobSpec:
-        """A JobSpec from plain data; raises SpecError with one `field: message` line for each problem."""
+    def parse(cls, data: dict[str, Any], *, remote: bool = False) -> JobSpec:
+        """A JobSpec from plain data; raises SpecError with one `field: message` line for each problem.
+
+        `remote`: it comes from another machine, where relative names mean nothing here.
+        """
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context=_REMOTE if remote else None)
         except ValidationError as error:
             raise SpecError(problems(error)) from None
 

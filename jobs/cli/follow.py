@@ -16,7 +16,8 @@ from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, clean, err
 from jobs.states import JobState
 
 if TYPE_CHECKING:
-    from jobs.client import JobHandle, Progress
+    from jobs.client import JobHandle
+    from jobs.progress import Progress
 
 TIMED_OUT = 124
 INTERRUPTED = 130
