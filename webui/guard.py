@@ -11,7 +11,9 @@ import ipaddress
 from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from jobs.settings import current_owner
 from webui import health
+from webui.caller import Caller
 
 
 class Guard:
@@ -26,6 +28,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        scope.setdefault("state", {})["caller"] = Caller(current_owner(), operator=True)
         refusal = self._refusal(scope["path"], headers.get(b"host", b""), headers.get(b"authorization", b""))
         await (refusal or self._app)(scope, receive, send)
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -53,28 +53,37 @@ class Web:
 Start = Callable[..., Web]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts servers; all are gone after the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def run(*flags: str, **environment: str) -> Web:
-        log = tmp_path / f"web-{len(started)}.log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "jobs", "web", "--port", "0", *flags],
-                env={**os.environ, **environment},
-                stderr=stderr,
-            )
-        started.append(process)
+def launch(log: Path, *flags: str, program: Sequence[str] = ("-m", "jobs"), **environment: str) -> Web:
+    """A server, once it listens."""
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-P", *program, "web", "--port", "0", *flags],
+            env={**os.environ, **environment},
+            stderr=stderr,
+        )
+    try:
         deadline = time.monotonic() + 60
         while (found := re.search(r"listening on http://.*:(\d+)", log.read_text())) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
         return Web(process, log, int(found[1]))
-
-    yield run
-    for process in started:
+    except BaseException:
         process.kill()
         process.wait()
+        raise
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers; all are gone after the test."""
+    started: list[Web] = []
+
+    def run(*flags: str, program: Sequence[str] = ("-m", "jobs"), **environment: str) -> Web:
+        started.append(launch(tmp_path / f"web-{len(started)}.log", *flags, program=program, **environment))
+        return started[-1]
+
+    yield run
+    for web in started:
+        web.process.kill()
+        web.process.wait()

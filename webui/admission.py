@@ -1,0 +1,55 @@
+"""What a spec may say that came over HTTP: nothing that names a file of this server.
+
+Whether a path exists here is not for others to know: the sentence is the same whether it does or not. Prompts come with
+the request, datasets are those that the operator has installed, and local models and adapters lie in the operator's
+folders, SEQPROC_MODEL_ROOTS, or there are none.
+"""
+
+from __future__ import annotations
+
+import os.path
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import SpecError
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+
+MAX_INLINE_PROMPTS = 10_000
+
+
+def admit(fields: dict[str, Any], settings: Settings) -> JobSpec:
+    """The spec of these fields. Raises SpecError with a line for each thing wrong."""
+    if problems := _inadmissible(fields, settings):
+        raise SpecError(problems)
+    return JobSpec.parse(fields, remote=True)
+
+
+def _inadmissible(fields: dict[str, Any], settings: Settings) -> list[str]:
+    problems = []
+    if fields.get("file") is not None:
+        problems.append("file: would be a file of the server; send the prompts themselves, as lines of JSON")
+    for name in ("model", "adapter"):
+        value = fields.get(name)
+        if isinstance(value, str) and _is_path(value) and not _lies_in(value, settings.model_roots):
+            problems.append(
+                f"{name}: is no hub id like org/name, and in no folder that the operator opened (SEQPROC_MODEL_ROOTS)"
+            )
+    prompts = fields.get("prompts")
+    if isinstance(prompts, list) and len(prompts) > MAX_INLINE_PROMPTS:
+        problems.append(
+            f"prompts: {len(prompts):,} are too many for one JSON document, which may hold {MAX_INLINE_PROMPTS:,}; "
+            "send them as lines to /api/v1/jobs/stream"
+        )
+    return problems
+
+
+def _is_path(value: str) -> bool:
+    return value.startswith(("/", "~", "."))
+
+
+def _lies_in(value: str, roots: tuple[Path, ...]) -> bool:
+    """Judged by the name alone, so that nothing is asked of the disk; where links in it lead is seen at submit."""
+    path = Path(os.path.normpath(value))
+    known = [root.expanduser() for root in roots]
+    return any(path.is_relative_to(name) for root in known for name in (root.absolute(), root.resolve()))
