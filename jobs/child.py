@@ -6,15 +6,19 @@ work, and the child leaves by itself when nothing is left.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
+
+from pydantic import SecretStr
 
 from jobs.errors import CannotGoOn, SeqprocError
 from jobs.presence import serving
 from jobs.records import Job
+from jobs.settings import Settings
 from jobs.store import Store
 
 _FAILED_STARTS = 2  # in a row, that said why
@@ -78,3 +82,21 @@ class ChildWorker:
             stderr.seek(max(0, stderr.seek(0, 2) - 4000))
             lines = stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("Error: ") if lines else ""
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment in which a child worker reads exactly these settings; what lets in to the web is not for it."""
+    names = [name for name in type(settings).model_fields if name not in ("token", "tokens")]
+    given = {f"SEQPROC_{name.upper()}": _text(getattr(settings, name)) for name in names}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SEQPROC_")}
+    return kept | {name: value for name, value in given.items() if value}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value.expanduser().resolve()) if hasattr(value, "expanduser") else str(value)

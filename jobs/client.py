@@ -1,7 +1,7 @@
 """Jobs from Python: submit, wait, and read what came out, in the vocabulary of the command line.
 
 from jobs import Client
-client = Client()
+client = Client()                                    # this machine's; Client("http://host:8642", token=…): a server's
 job = client.submit(model="tiny-arithmetic", prompts=["What is 2 + 3?"], G=8, seed=42)
 job.wait()
 sequences, logprobs = job.to_batched()
@@ -9,30 +9,24 @@ sequences, logprobs = job.to_batched()
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from pydantic import SecretStr
-
-from jobs.child import ChildWorker
-from jobs.doorbell import Doorbell
-from jobs.errors import ResultsError, SpecError, StoreError, UsageError
-from jobs.gc import delete
-from jobs.logs import job_log
-from jobs.manifest import ensure_manifest
+from jobs.access import Access
+from jobs.errors import SpecError, StoreError, UsageError
+from jobs.local import Local
+from jobs.presence import WorkerStatus
+from jobs.progress import Progress, Rate
 from jobs.reaper import Reaper
-from jobs.records import Job, Webhook
+from jobs.records import Attempt, Job, Shard, Webhook
 from jobs.results import JobResults
-from jobs.settings import Settings, current_owner
+from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobState
 from jobs.store import Store
-from jobs.submit import Plan, plan, submit
+from jobs.submit import Plan
 
 if TYPE_CHECKING:
     import datasets
@@ -40,23 +34,8 @@ if TYPE_CHECKING:
 
     from sequence_processing.containers import BatchedSequences, LogprobResults
 
-_LOOK_EVERY = 0.25  # seconds between looks of a waiting client at the database
-_DATABASE_PATIENCE = 300.0  # seconds that a waiting client bears with a database that is away
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job is, the running shards included. Tokens are response tokens; rates are since the waiting began."""
-
-    state: JobState
-    sequences: int
-    num_sequences: int
-    tokens: int
-    tokens_per_second: float | None
-    eta_seconds: float | None
-    done_shards: int
-    num_shards: int
-    prompt_errors: int
+_LOOK_EVERY = 0.25  # seconds between looks of a waiting client
+_PATIENCE = 300.0  # seconds that a waiting client bears with a database or a server that is away
 
 
 class JobHandle:
@@ -64,14 +43,14 @@ class JobHandle:
 
     def __init__(
         self,
-        client: Client,
+        access: Access,
         record: Job,
         *,
         created: bool = True,
         ignored_columns: list[str] | None = None,
         unrung: str | None = None,
     ):
-        self._client = client
+        self._access = access
         self.record = record
         self.created = created
         self.ignored_columns = ignored_columns or []
@@ -90,13 +69,14 @@ class JobHandle:
 
     def refresh(self) -> Job:
         """Read the job's row again."""
-        self.record = self._client.store.job(self.id)
+        self.record = self._access.job(self.id)
         return self.record
 
     @property
     def progress(self) -> Progress:
         """How far the job is now, without rates."""
-        return self._progress(None)
+        self.record, running = self._access.look(self.id)
+        return Progress.of(self.record, running)
 
     def wait(
         self,
@@ -108,6 +88,8 @@ class JobHandle:
     ) -> Progress:
         """Wait until the job has ended; with no worker alive, start one here as a child process.
 
+        Of a job on a server, only watch: work is done there.
+
         Args:
             timeout: seconds; TimeoutError when they have passed. The job goes on.
             on_progress: called a few times a second.
@@ -117,84 +99,72 @@ class JobHandle:
         Raises:
             SeqprocError: the child worker cannot go on; the message says why.
         """
-        store, settings = self._client.store, self._client.settings
-        child = ChildWorker(store, self.record.queue, _environment(settings), insist=local)
+        helper = self._access.helper(self.record, start_worker=start_worker, local=local)
         deadline = None if timeout is None else time.monotonic() + timeout
-        rate, away_since, reaper = _Rate(), None, self._client.reaper()
+        rate, away_since = Rate(), None
         while True:
             try:
-                reaper.look()
-                progress = self._progress(rate)
+                helper.look()
+                self.record, running = self._access.look(self.id)
+                progress = rate.look(self.record, running)
                 if on_progress is not None:
                     on_progress(progress)
                 if progress.state.ended:
-                    self._write_manifest()
+                    helper.finish()
                     return progress
-                if start_worker:
-                    child.keep_running(self.record)
+                helper.help(self.record)
                 away_since = None
             except StoreError:  # a restart of the server is no reason to give up a job of hours
                 away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > _DATABASE_PATIENCE:
+                if time.monotonic() - away_since > _PATIENCE:
                     raise
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"job {self.id} is still {self.record.state} after {timeout:g} s; it goes on")
             time.sleep(_LOOK_EVERY)
 
-    def _progress(self, rate: _Rate | None) -> Progress:
-        record = self.refresh()
-        running = (0, 0) if record.state.ended else self._client.store.running_progress(self.id)
-        sequences, tokens = record.done_sequences + running[0], record.done_tokens + running[1]
-        speed, eta = rate.look(sequences, record.num_sequences, tokens) if rate else (None, None)
-        return Progress(
-            state=record.state,
-            sequences=sequences,
-            num_sequences=record.num_sequences,
-            tokens=tokens,
-            tokens_per_second=speed,
-            eta_seconds=eta,
-            done_shards=record.done_shards,
-            num_shards=record.num_shards,
-            prompt_errors=record.prompt_errors,
-        )
-
     def cancel(self) -> Job:
         """Ask the job to stop: pending shards at once, running ones within a heartbeat. What is done stays readable."""
-        self.record = self._client.store.cancel(self.id)
-        self._client.reaper().look()  # what a dead worker held will not hear of it
-        self.refresh()
-        self._write_manifest()
+        self.record = self._access.cancel(self.id)
         return self.record
-
-    def _write_manifest(self) -> None:
-        """If the job has ended: its last word may have been this cancel, or a reaper's."""
-        with suppress(ResultsError):  # a reader without the right to write; a worker or gc will
-            ensure_manifest(self._client.store, self._client.settings, self.id)
 
     def retry(self, *, failed_only: bool = False) -> Job:
         """Queue what failed, and unless `failed_only` what was cancelled, again. What is done is not made twice."""
-        self.record = self._client.store.retry(self.id, failed_only=failed_only)
-        bell = Doorbell(self._client.store, self._client.settings)
-        self.unrung = bell.ring(self.record.queue, self.record.pending_shards)
+        self.record, self.unrung = self._access.retry(self.id, failed_only=failed_only)
         return self.record
 
     def delete(self) -> None:
         """Delete the job, which must have ended, with its results. There is no way back."""
-        delete(self._client.store, self._client.settings, self.id)
+        self._access.delete(self.id)
+
+    def shards(self) -> list[Shard]:
+        """The job's shards in order, as they are now."""
+        return self._access.shards(self.id)
+
+    def attempts(self) -> list[Attempt]:
+        """Every execution of every shard, by shard and attempt."""
+        return self._access.attempts(self.id)
 
     @property
     def webhooks(self) -> list[Webhook]:
         """How telling of the job's ends went, oldest first; empty without a webhook."""
-        return self._client.store.webhooks_of(self.id) if self.record.spec.get("webhook") else []
+        return self._access.webhooks(self.id) if self.record.spec.get("webhook") else []
 
     @property
     def results(self) -> JobResults:
         """Readers of the job's files."""
-        return JobResults.of(self._client.store, self._client.settings, self.id)
+        return self._access.results(self.id)
 
     def rows(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
         """One dict a sequence, in order of (prompt_index, sample_index). NotFinished unless ended or `partial`."""
         return self.results.rows(partial=partial)
+
+    def errors(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
+        """One dict a prompt that failed: prompt_index, sample_index (None: all samples), custom_id, error."""
+        return self.results.errors(partial=partial)
+
+    def manifest(self) -> dict[str, Any]:
+        """What the job's folder holds and how it came about, as it is now."""
+        return self.results.manifest()
 
     def to_batched(self, *, partial: bool = False) -> tuple[BatchedSequences, LogprobResults]:
         """The core's own containers; prompts that failed are left out, `prompt_indices` says which are there."""
@@ -210,15 +180,26 @@ class JobHandle:
 
     def logs(self, *, follow: bool = False) -> Iterator[dict[str, Any]]:
         """The workers' log lines about this job, oldest first; with `follow`, until the job has ended."""
-        return job_log(self._client.store, self._client.settings.results, self.id, follow=follow)
+        return self._access.logs(self.id, follow=follow)
 
 
 class Client:
-    """The jobs of one database and results folder, as the settings name them (by default the embedded ones)."""
+    """The jobs of one database and results folder: this machine's, or a server's over HTTP.
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings.load()
-        self.store = Store.open(self.settings)
+    `Client()` and `Client(settings)` open what the settings name (by default what is embedded here);
+    `Client("http://host:8642", token=…)` asks the web server there, and offers the same.
+    """
+
+    def __init__(self, where: Settings | str | None = None, *, token: str | None = None) -> None:
+        """Raises StoreError if the database does not answer, UsageError for an address that is none."""
+        if isinstance(where, str):
+            from jobs.remote import Remote
+
+            self._access: Access = Remote(where, token)
+            return
+        if token is not None:
+            raise UsageError("a token is for a server: give its address, as in Client('http://host:8642', token=…)")
+        self._access = Local(where or Settings.load())
 
     def __enter__(self) -> Self:
         return self
@@ -229,8 +210,24 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the database's connections."""
-        self.store.close()
+        """Let go of the connections."""
+        self._access.close()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that this machine's jobs are opened by. Raises UsageError for a server's."""
+        return self._local.settings
+
+    @property
+    def store(self) -> Store:
+        """The database of this machine's jobs. Raises UsageError for a server's."""
+        return self._local.store
+
+    @property
+    def _local(self) -> Local:
+        if not isinstance(self._access, Local):
+            raise UsageError("this client asks a server, and has no database of its own; Client() opens this machine's")
+        return self._access
 
     def submit(
         self,
@@ -245,17 +242,11 @@ class Client:
 
         Raises SpecError with a line for each thing wrong, before anything is stored.
         """
-        spec, prompts = _spec(spec, prompts, fields)
-        done = submit(
-            self.store,
-            self.settings,
-            spec,
-            owner=current_owner(),
-            prompts=prompts,
-            stdin=stdin,
-            progress=on_prompt,
+        spec, prompts = self._spec(spec, prompts, fields)
+        done = self._access.submit(spec, prompts=prompts, stdin=stdin, on_prompt=on_prompt)
+        return JobHandle(
+            self._access, done.job, created=done.created, ignored_columns=done.ignored_columns, unrung=done.unrung
         )
-        return JobHandle(self, done.job, created=done.created, ignored_columns=done.ignored_columns, unrung=done.unrung)
 
     def plan(
         self,
@@ -266,68 +257,35 @@ class Client:
         **fields: Any,
     ) -> Plan:
         """Check all that submit checks and count; nothing is stored."""
-        spec, prompts = _spec(spec, prompts, fields)
-        return plan(self.settings, spec, prompts=prompts, stdin=stdin)
+        spec, prompts = self._spec(spec, prompts, fields)
+        return self._access.plan(spec, prompts=prompts, stdin=stdin)
 
     def get(self, job: str) -> JobHandle:
-        """The job with this id, or unique prefix of one. Raises JobNotFound."""
-        return JobHandle(self, self.store.job(job))
+        """The job with this id, a prefix that only it has, or its name. Raises JobNotFound."""
+        return JobHandle(self._access, self._access.job(job))
 
     def reaper(self) -> Reaper:
-        """Takes shards back from dead workers: anyone alive may look."""
-        settings = self.settings
-        return Reaper(self.store, settings.lease_seconds, settings.max_failures, root=settings.results)
+        """Takes shards back from dead workers: anyone alive on this machine may look."""
+        return self._local.reaper()
 
     def jobs(self, **filters: Any) -> list[JobHandle]:
         """Jobs, newest first; filters as `Store.jobs` takes them."""
-        return [JobHandle(self, record) for record in self.store.jobs(**filters)]
+        return [JobHandle(self._access, record) for record in self._access.jobs(**filters)]
 
+    def workers(self) -> list[WorkerStatus]:
+        """The workers that have not left, oldest first, and how each is."""
+        return self._access.workers()
 
-class _Rate:
-    """Tokens per second and time left, since the first look."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int, int] | None = None
-
-    def look(self, sequences: int, total: int, tokens: int) -> tuple[float | None, float | None]:
-        now = time.monotonic()
-        if self._first is None or tokens < self._first[2]:
-            self._first = (now, sequences, tokens)
-        since, first_sequences, first_tokens = self._first
-        if tokens == first_tokens:
-            self._first = (now, sequences, tokens)  # nothing made yet: loading the model is not slow generating
-            return None, None
-        seconds, made = max(now - since, 1e-9), sequences - first_sequences
-        eta = (total - sequences) * seconds / made if made > 0 else None
-        return (tokens - first_tokens) / seconds, eta
-
-
-def _spec(
-    spec: JobSpec | None, prompts: Iterable[Any] | None, fields: dict[str, Any]
-) -> tuple[JobSpec, Iterable[Any] | None]:
-    if spec is not None:
-        if fields:
-            raise UsageError(f"give a JobSpec or its fields, not both: {', '.join(fields)}")
-        return spec, prompts
-    if isinstance(prompts, str | bytes | Mapping) or hasattr(prompts, "columns"):
-        kind = type(prompts).__name__
-        raise SpecError([f"prompts: is a {kind}; give a list of prompts, as to_dict('records') makes of a DataFrame"])
-    return JobSpec.parse(fields), prompts
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The environment in which a child worker reads exactly these settings; what lets in to the web is not for it."""
-    names = [name for name in type(settings).model_fields if name not in ("token", "tokens")]
-    given = {f"SEQPROC_{name.upper()}": _text(getattr(settings, name)) for name in names}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SEQPROC_")}
-    return kept | {name: value for name, value in given.items() if value}
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, tuple):
-        return ",".join(map(_text, value))
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    return str(value.expanduser().resolve()) if hasattr(value, "expanduser") else str(value)
+    def _spec(
+        self, spec: JobSpec | None, prompts: Iterable[Any] | None, fields: dict[str, Any]
+    ) -> tuple[JobSpec, Iterable[Any] | None]:
+        if spec is not None:
+            if fields:
+                raise UsageError(f"give a JobSpec or its fields, not both: {', '.join(fields)}")
+            return spec, prompts
+        if isinstance(prompts, str | bytes | Mapping) or hasattr(prompts, "columns"):
+            kind = type(prompts).__name__
+            raise SpecError(
+                [f"prompts: is a {kind}; give a list of prompts, as to_dict('records') makes of a DataFrame"]
+            )
+        return self._access.parse(fields), prompts

@@ -57,3 +57,7 @@ class StoreError(SeqprocError):
 
 class NotFinished(SeqprocError):
     """Results of an unfinished job were asked for without asking for what there is."""
+
+
+class Unreachable(StoreError):
+    """The server that a client speaks to over HTTP does not answer, or is none of ours."""

@@ -40,11 +40,11 @@ def export(results: JobResults, target: Path, format: Format = "parquet", *, par
     try:
         sequences = stage / f"sequences.{format}"
         if format == "parquet":
-            concatenate((file.path for file in contents.files), sequences)
+            concatenate((file.path for file in results.here(contents.files)), sequences)
         else:
-            write_jsonl(sequences, rows_of(contents.files))
+            write_jsonl(sequences, rows_of(results.here(contents.files)))
         if any(file.errors for file in contents.files):
-            write_jsonl(stage / "errors.jsonl", errors_of(contents.files))
+            write_jsonl(stage / "errors.jsonl", errors_of(results.here(contents.files)))
         write_json(stage / "spec.json", contents.spec)
         write_json(stage / "manifest.json", _manifest(results.manifest(), contents, sequences))
         with writing(target):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,36 @@ _HEADLINES = (b"Fatal Python error: ", b"Timeout (")  # of a crash, and of a han
 _STOOD_AT = re.compile(r"^(?P<current>Current )?[Tt]hread .*\n\s*(?P<frame>File .*)", re.MULTILINE)
 
 
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """Lines of a job, oldest first; `read` is where the next part begins, and after `last` there is none."""
+
+    lines: list[dict[str, Any]]
+    read: dict[str, int]  # worker → bytes of its file that were read
+    last: bool
+
+
 def job_log(store: Store, root: Path, job_id: str, *, follow: bool = False) -> Iterator[dict[str, Any]]:
     """Lines of the job, oldest first; with `follow`, then each new one until the job has ended."""
-    read: dict[str, int] = {}  # worker → bytes of its file that were read
+    read: dict[str, int] = {}
     while True:
-        ended = store.job(job_id).state.ended  # asked before reading, so that the last lines are not missed
-        workers = store.job_workers(job_id)
-        lines: list[dict[str, Any]] = []
-        for worker in workers:
-            found, read[worker] = _lines(worker_log(root, worker), read.get(worker, 0), job_id)
-            lines += found
-        yield from sorted(lines, key=lambda line: float(line.get("time", 0)))
-        if ended or not follow:
+        part = read_part(store, root, job_id, read)
+        read = part.read
+        yield from part.lines
+        if part.last or not follow:
             return
         time.sleep(_LOOK_EVERY)
+
+
+def read_part(store: Store, root: Path, job_id: str, read: Mapping[str, int], limit: int | None = None) -> LogPart:
+    """What stands behind the part that left off at `read`: all, or up to `limit` lines of each worker."""
+    ended = store.job(job_id).state.ended  # asked before reading, so that the last lines are not missed
+    now, lines, cut = dict(read), list[dict[str, Any]](), False
+    for worker in store.job_workers(job_id):
+        found, now[worker] = _lines(worker_log(root, worker), read.get(worker, 0), job_id, limit)
+        cut = cut or len(found) == limit
+        lines += found
+    return LogPart(sorted(lines, key=lambda line: float(line.get("time", 0))), now, ended and not cut)
 
 
 def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -> str:
@@ -61,15 +78,15 @@ def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -
     return said
 
 
-def _lines(path: Path, offset: int, job_id: str) -> tuple[list[dict[str, Any]], int]:
-    """The job's lines after `offset`, and where the last whole line ends."""
-    found = []
+def _lines(path: Path, offset: int, job_id: str, limit: int | None) -> tuple[list[dict[str, Any]], int]:
+    """The job's lines after `offset`, no more than `limit`, and where the last whole line that was read ends."""
+    found: list[dict[str, Any]] = []
     try:
         with path.open("rb") as file:
             file.seek(offset)
             for raw in file:
-                if not raw.endswith(b"\n"):
-                    break  # still being written
+                if not raw.endswith(b"\n") or len(found) == limit:
+                    break  # still being written, or enough
                 offset += len(raw)
                 if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id:
                     found.append(line)

@@ -7,6 +7,7 @@ for is null. Per-token quantities are float32 in nats. A file is there whole or 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -144,6 +145,30 @@ def read_table(paths: Sequence[Path]) -> pa.Table:
         with reading(path):
             tables.append(pq.read_table(path, schema=SHARD_SCHEMA))
     return pa.concat_tables(tables)
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """These columns of all rows of a shard's file, as one Arrow table in memory. Raises ResultsError."""
+    with reading(path):
+        return pq.read_table(path, columns=list(columns))
+
+
+def pick_rows(path: Path, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The rows at these ascending positions in a shard's file, as dicts; decodes only the row groups they lie in.
+
+    Positions beyond the end are left out. Raises ResultsError.
+    """
+    with reading(path), pq.ParquetFile(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            if bisect_left(positions, first) < bisect_left(positions, end):
+                for batch in file.iter_batches(_FEW, row_groups=[group]):
+                    here = slice(bisect_left(positions, first), bisect_left(positions, first + len(batch)))
+                    for position in positions[here]:
+                        yield from batch.slice(position - first, 1).to_pylist()
+                    first += len(batch)
+            first = end
 
 
 def concatenate(paths: Iterable[Path], target: Path) -> None:

@@ -5,6 +5,7 @@ Only a process of this very host can be known to be dead; of any other nothing i
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,20 @@ def presence(worker: Worker, now: float) -> Presence:
     if worker.job_id is not None:
         return Presence.WORKING
     return Presence.PAUSED if worker.paused else Presence.IDLE
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus(Worker):
+    """A worker, and how it is: what `seqproc workers --json` prints."""
+
+    state: Presence
+    seen_seconds_ago: float
+
+    @classmethod
+    def of(cls, worker: Worker, now: float) -> WorkerStatus:
+        """`now` as for `presence`."""
+        row = {field.name: getattr(worker, field.name) for field in fields(Worker)}
+        return cls(**row, state=presence(worker, now), seen_seconds_ago=max(0.0, now - worker.seen_at))
 
 
 def alive(store: Store) -> list[Worker]:

@@ -38,6 +38,7 @@ class ResultFile:
     sequences: int
     tokens: int
     prompt_errors: int
+    shard: int | None = None  # None: of an export
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,16 @@ class JobResults:
     """The results of one job. Every method looks afresh, so that a running job's rows grow from call to call."""
 
     def __init__(
-        self, paths: JobPaths, contents: Callable[[], Contents], manifest: Callable[[], dict[str, Any]]
+        self,
+        paths: JobPaths,
+        contents: Callable[[], Contents],
+        manifest: Callable[[], dict[str, Any]],
+        bring: Callable[[ResultFile], None] | None = None,
     ) -> None:
+        """`bring`: called before a file is read, for files that may lie elsewhere; raises ResultsError."""
         self.paths = paths
         self._contents = contents
+        self._bring = bring
         self.manifest = manifest
         """The manifest as plain data: of the database as it is now, or of the copied folder."""
 
@@ -90,29 +97,37 @@ class JobResults:
         return contents
 
     def files(self, *, partial: bool = False) -> list[ResultFile]:
-        """The committed files. Raises NotFinished unless the job has ended or `partial`."""
-        return self.contents(partial=partial).files
+        """The committed files, all of them here. Raises NotFinished unless the job has ended or `partial`."""
+        return list(self.here(self.contents(partial=partial).files))
+
+    def here(self, files: Iterable[ResultFile]) -> Iterator[ResultFile]:
+        """These files one by one, each brought here first if it lies elsewhere. Raises ResultsError."""
+        for file in files:
+            if self._bring is not None:
+                self._bring(file)
+            yield file
 
     def rows(self, *, partial: bool = False, arrays: bool = False) -> Iterator[dict[str, Any]]:
         """One dict a sequence; per-token values are lists, or with `arrays` numpy arrays (ids int32, nats float32).
 
         Raises NotFinished unless the job has ended or `partial`; ResultsError if a file is missing or damaged.
         """
-        return rows_of(self.files(partial=partial), arrays=arrays)
+        return rows_of(self.here(self.contents(partial=partial).files), arrays=arrays)
 
     def errors(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
         """One dict a prompt that failed: prompt_index, sample_index (None: all samples), custom_id, error.
 
         Raises as `rows`.
         """
-        return errors_of(self.files(partial=partial))
+        failed = [file for file in self.contents(partial=partial).files if file.errors is not None]
+        return errors_of(self.here(failed))
 
     def to_batched(self, *, partial: bool = False) -> tuple[BatchedSequences, LogprobResults]:
         """All sequences as the core's containers, in memory; see `jobs.batched`. Raises as `rows`."""
         from jobs.batched import to_batched
 
         contents = self.contents(partial=partial)
-        return to_batched(rows_of(contents.files, arrays=True), contents.spec["G"], contents.spec["seed"])
+        return to_batched(rows_of(self.here(contents.files), arrays=True), contents.spec["G"], contents.spec["seed"])
 
     def to_pandas(self, *, partial: bool = False) -> pandas.DataFrame:
         """All sequences as a DataFrame, one row each, in memory. Raises as `rows`."""
@@ -151,6 +166,7 @@ def _from_store(store: Store, paths: JobPaths) -> Contents:
             sequences=shard.sequences,
             tokens=shard.tokens,
             prompt_errors=shard.prompt_errors,
+            shard=shard.index,
         )
         for shard in store.iter_shards(job.id, ShardState.DONE)
         if shard.file is not None
@@ -164,6 +180,7 @@ def _from_manifest(paths: JobPaths) -> Contents:
         ResultFile(
             path=paths.resolve(entry["file"]),
             errors=paths.resolve(entry["errors_file"]) if entry["errors_file"] else None,
+            shard=entry.get("shard"),
             **{name: entry[name] for name in ("sha256", "sequences", "tokens", "prompt_errors")},
         )
         for entry in data["files"]

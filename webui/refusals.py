@@ -48,10 +48,23 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unforeseen)
 
 
-def refuse(request: Request, status: int, message: str, *, code: str, problems: list[str] | None = None) -> Response:
-    """The answer that says what is wrong. `code` is a word for programs; `problems`, a line for each thing to mend."""
+def refuse(
+    request: Request,
+    status: int,
+    message: str,
+    *,
+    code: str,
+    problems: list[str] | None = None,
+    total: int | None = None,
+) -> Response:
+    """The answer that says what is wrong. `code` is a word for programs; `problems`, a line for each thing to mend.
+
+    `total`: how many things that are, if not all have a line.
+    """
     if request.scope["path"].startswith("/api/"):  # `request.url` would need a Host that is one
-        detail = {"code": code, "message": message} | ({"problems": problems} if problems else {})
+        detail: dict[str, object] = {"code": code, "message": message}
+        if problems:
+            detail |= {"problems": problems, "total": total or len(problems)}
         return JSONResponse({"error": detail}, status)
     title = HTTPStatus(status).phrase
     return page(request, "error.html", status=status, title=title, message=message, problems=problems or [])
@@ -61,9 +74,10 @@ async def _ours(request: Request, error: Exception) -> Response:
     status = next(found for kind, found in _STATUS.items() if isinstance(error, kind))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s %s: %s", request.method, request.url.path, error)
-    problems = error.problems if isinstance(error, SpecError) else None
+    problems, total = (error.problems, error.total) if isinstance(error, SpecError) else (None, None)
     # A library's words in a message may hold credentials.
-    return refuse(request, status, without_credentials(str(error)), code=type(error).__name__, problems=problems)
+    message = without_credentials(str(error))
+    return refuse(request, status, message, code=type(error).__name__, problems=problems, total=total)
 
 
 def of_http(request: Request, error: HTTPException) -> Response:

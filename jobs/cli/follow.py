@@ -17,7 +17,8 @@ from jobs.states import JobState
 from jobs.text import clean, plural, seconds
 
 if TYPE_CHECKING:
-    from jobs.client import JobHandle, Progress
+    from jobs.client import JobHandle
+    from jobs.progress import Progress
 
 TIMED_OUT = 124
 INTERRUPTED = 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,13 +67,14 @@ def _row(job: Job) -> tuple[str, ...]:
 def status(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     """Show how a job is and what went wrong."""
     from jobs.client import Client
+    from jobs.progress import JobStatus
 
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:
         handle = client.get(job)
         if out.as_json:
             progress = handle.progress  # reads the row again, so that both tell of one moment
-            out.json({**asdict(handle.record), "progress": progress, "webhooks": handle.webhooks})
+            out.json(JobStatus.of(handle.record, progress, handle.webhooks))
         elif out.quiet:
             out.data(handle.id)
         else:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.cli.output import JsonFlag, Output, QuietFlag
 from jobs.text import seconds, size
 
 if TYPE_CHECKING:
-    from jobs.presence import Presence
-    from jobs.records import Worker
+    from jobs.presence import WorkerStatus
 
 _HEADER = ("ID", "STATE", "HOST", "DEVICE", "MEMORY", "MODEL", "QUEUES", "SHARD", "TOK/S", "SEEN", "NOTE")
 
@@ -21,34 +19,25 @@ def workers(as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     One that left in order is not listed; one that died is, until another worker has taken its shards back.
     """
     from jobs.client import Client
-    from jobs.presence import presence
 
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:
-        listed = client.store.workers()
-        now = client.store.clock()
-    states = [presence(worker, now) for worker in listed]
-    ages = [max(0.0, now - worker.seen_at) for worker in listed]  # both by the database's clock
+        listed = client.workers()
     if out.as_json:
-        out.json(
-            [
-                {**asdict(worker), "state": state, "seen_seconds_ago": age}
-                for worker, state, age in zip(listed, states, ages, strict=True)
-            ]
-        )
+        out.json(listed)
     elif out.quiet:
         for worker in listed:
             out.data(worker.id)
     elif not listed:
         out.hint("No worker is alive. Start one: seqproc worker")
     else:
-        out.table(_HEADER, map(_row, listed, states, ages))
+        out.table(_HEADER, map(_row, listed))
 
 
-def _row(worker: Worker, state: Presence, age: float) -> tuple[str, ...]:
+def _row(worker: WorkerStatus) -> tuple[str, ...]:
     return (
         worker.id,
-        state,
+        worker.state,
         worker.host,
         worker.device,
         _memory(worker),
@@ -56,20 +45,20 @@ def _row(worker: Worker, state: Presence, age: float) -> tuple[str, ...]:
         ",".join(worker.queues),
         "" if worker.job_id is None else f"{worker.job_id}/{worker.shard}",
         "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f}",
-        f"{seconds(age)} ago",
-        _note(worker, state),
+        f"{seconds(worker.seen_seconds_ago)} ago",
+        _note(worker),
     )
 
 
-def _memory(worker: Worker) -> str:
+def _memory(worker: WorkerStatus) -> str:
     if worker.memory_used is None or worker.memory_total is None:
         return ""
     return f"{size(worker.memory_used)} of {size(worker.memory_total)}"
 
 
-def _note(worker: Worker, state: Presence) -> str:
-    if state == "dead":
+def _note(worker: WorkerStatus) -> str:
+    if worker.state == "dead":
         return f"process {worker.pid} is gone"
-    if state == "silent":
+    if worker.state == "silent":
         return "does not answer"
     return worker.paused or ""

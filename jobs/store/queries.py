@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import Select, case, func, select, update
+from sqlalchemy import Select, case, func, select, tuple_, update
 
 from jobs.errors import JobNotFound
 from jobs.records import Attempt, Committed, Job, Load, Shard, Span
@@ -55,25 +55,21 @@ class Queries(Part):
             raise JobNotFound(f"job {job_id} has no shard {index}")
         return shard_record(row)
 
-    def shards(self, job_id: str, *, states: Collection[ShardState] | None = None) -> list[Shard]:
-        """A job's shards in order, all at once and as of one moment."""
-        query = _shards_of(job_id)
+    def shards(
+        self, job_id: str, *, states: Collection[ShardState] | None = None, after: int = -1, limit: int | None = None
+    ) -> list[Shard]:
+        """A job's shards in order, as of one moment: all at once, or the first `limit` of those `after` an index."""
+        query = _shards_of(job_id).where(shards.c.index > after).limit(limit)
         if states is not None:
             query = query.where(shards.c.state.in_(states))
         with self.db.reading() as connection:
             return [shard_record(row) for row in connection.execute(query)]
 
-    def iter_shards(self, job_id: str, state: ShardState) -> Iterator[Shard]:
+    def iter_shards(self, job_id: str, state: ShardState, *, after: int = -1) -> Iterator[Shard]:
         """A job's shards in one state, in order and in bounded memory; each page is of its own moment."""
-        after = -1
-        while True:
-            query = _shards_of(job_id).where(shards.c.state == state, shards.c.index > after).limit(_PAGE)
-            with self.db.reading() as connection:
-                rows = connection.execute(query).all()
-            if not rows:
-                return
-            yield from map(shard_record, rows)
-            after = rows[-1]._mapping["index"]
+        while page := self.shards(job_id, states=[state], after=after, limit=_PAGE):
+            yield from page
+            after = page[-1].index
 
     def shard_of(self, job_id: str, prompt_index: int) -> Shard:
         """The shard that holds this prompt. Raises JobNotFound."""
@@ -100,12 +96,14 @@ class Queries(Part):
         with self.db.reading() as connection:
             return list(connection.scalars(query))
 
-    def attempts(self, job_id: str) -> list[Attempt]:
-        """Every execution of every shard, by shard and attempt."""
-        query = select(*ATTEMPT_COLUMNS).where(attempts.c.job_id == job_id)
+    def attempts(self, job_id: str, *, after: tuple[int, int] | None = None, limit: int | None = None) -> list[Attempt]:
+        """Every execution of every shard, by shard and attempt: all, or `limit` of those `after` such a pair."""
+        order = (attempts.c.shard, attempts.c.attempt)
+        query = select(*ATTEMPT_COLUMNS).where(attempts.c.job_id == job_id).order_by(*order).limit(limit)
+        if after is not None:
+            query = query.where(tuple_(*order) > after)
         with self.db.reading() as connection:
-            rows = connection.execute(query.order_by(attempts.c.shard, attempts.c.attempt))
-            return [attempt_record(row) for row in rows]
+            return [attempt_record(row) for row in connection.execute(query)]
 
     def totals(self, job_id: str) -> dict[str, int]:
         """The job's counters by their names in Job, added up anew from its shards."""

@@ -26,7 +26,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     monkeypatch.setattr("jobs.client._LOOK_EVERY", 0.0)
 
     def become(worker: Callable[[Store, Job], object]) -> None:
-        monkeypatch.setattr("jobs.client.ChildWorker.keep_running", lambda self, job: worker(self.store, job))
+        monkeypatch.setattr("jobs.child.ChildWorker.keep_running", lambda self, job: worker(self.store, job))
 
     return become
 

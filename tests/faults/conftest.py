@@ -20,7 +20,8 @@ import pytest
 from sqlalchemy import text
 
 from jobs import Client
-from jobs.client import JobHandle, _environment
+from jobs.child import environment
+from jobs.client import JobHandle
 from jobs.gc import collect
 from jobs.manifest import build, read_manifest, verify
 from jobs.settings import Settings
@@ -52,7 +53,7 @@ class Process(subprocess.Popen[bytes]):
     def __init__(self, command: Sequence[str], settings: Settings, folder: Path) -> None:
         self.folder = folder
         with (folder / "stderr").open("wb") as stderr:
-            super().__init__(command, env=_environment(settings), stdout=subprocess.DEVNULL, stderr=stderr)
+            super().__init__(command, env=environment(settings), stdout=subprocess.DEVNULL, stderr=stderr)
 
     @property
     def words(self) -> str:
@@ -65,7 +66,7 @@ class Puppet:
 
     def __init__(self, faults: Sequence[str], command: Sequence[str], settings: Settings, folder: Path) -> None:
         self.folder = folder
-        arguments = (folder, faults, command, _environment(settings))
+        arguments = (folder, faults, command, environment(settings))
         self._process = _from_warm.Process(target=puppet.forked, args=arguments)
         self._process.start()
         self.pid = self._process.pid or 0

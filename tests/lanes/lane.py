@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from jobs import Client
-from jobs.client import JobHandle, _environment
+from jobs.child import environment
+from jobs.client import JobHandle
 from jobs.gc import collect
 from jobs.manifest import verify
 from jobs.settings import Settings
@@ -104,7 +105,7 @@ class _Process:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.lanes.worker", str(hold), *routes, "--rings", str(rings)],
             cwd=Path(__file__).resolve().parents[2],
-            env=_environment(settings) | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+            env=environment(settings) | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )

@@ -1,7 +1,16 @@
-"""The HTTP API, under /api/v1: what `jobs.Client` offers, for whoever is not on this machine."""
+"""The HTTP API, under /api/v1: what `jobs.Client` offers, for whoever is not on this machine; and its description."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Security
+from fastapi.security import HTTPBearer
 
-router = APIRouter(prefix="/api/v1")
+from webui.api import docs, jobs, results, submit
+from webui.api.shapes import EVERYWHERE
+
+_TOKEN = HTTPBearer(auto_error=False, description="The server's token, if it has one.")  # the guard asks for it
+
+router = APIRouter()
+for part in (submit, jobs, results):
+    router.include_router(part.router, prefix="/api/v1", responses=EVERYWHERE, dependencies=[Security(_TOKEN)])
+router.include_router(docs.router)

@@ -12,11 +12,11 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from jobs.child import serving
 from jobs.errors import ResultsError
 from jobs.jsonl import line
 from jobs.logs import tail
 from jobs.paths import JobPaths
+from jobs.presence import serving
 from jobs.records import Job, Shard
 from jobs.snapshot import SnapshotRow, read_all
 from jobs.spec import JobSpec

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from jobs import Client
-from jobs.client import JobHandle, _environment
+from jobs.child import environment
+from jobs.client import JobHandle
 from jobs.gc import collect
 from jobs.manifest import build, read_manifest, verify
 from jobs.paths import JobPaths
@@ -88,7 +89,7 @@ class Site:
         with errors.open("wb") as stderr:
             process = Process(
                 [sys.executable, "-P", "-m", "tests.faults.outages.puppet", *early, *arguments],
-                env=_environment(settings or self.settings)
+                env=environment(settings or self.settings)
                 | {STEP: str(step), PAUSE: "0.3", "PYTHONPATH": str(Path(__file__).parents[3])},
                 stdin=stdin,
                 stdout=subprocess.PIPE,

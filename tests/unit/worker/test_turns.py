@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import Client, client
+from jobs import Client, local
 from jobs.records import Claim
 from jobs.settings import Settings
 from jobs.store import Store
@@ -81,7 +81,7 @@ def test_a_drain_serves_owners_in_turn(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Store, "claim", claim)
     with Client(settings) as made:
         for owner, shards in (("ada", 4), ("bob", 2)):
-            monkeypatch.setattr(client, "current_owner", lambda owner=owner: owner)
+            monkeypatch.setattr(local, "current_owner", lambda owner=owner: owner)
             made.submit(model="tiny-arithmetic", prompts=["a"] * shards, shard_size=1)
         Drain(made.store, settings, FixedEngine(), "w", ["default"], Stop()).once()
     assert order == ["bob", "ada", "bob", "ada", "ada", "ada"]

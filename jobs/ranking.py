@@ -1,0 +1,115 @@
+"""Sequences in order of a measurement: which are the longest, the least likely, the most uncertain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.parquet import read_columns
+
+SCANNED = 200_000  # sequences that are compared, the first of a job: about a second
+_NAMES = ("prompt_index", "sample_index")
+
+Place = tuple[float, int, int]  # (key, prompt_index, sample_index)
+
+
+class Measure(StrEnum):
+    """What sequences are ordered by: their tokens, or the sum or mean of a measurement over them, in nats."""
+
+    LENGTH = "length"
+    LOGPROBS_SUM = "logprobs_sum"
+    LOGPROBS_MEAN = "logprobs_mean"
+    ENTROPIES_SUM = "entropies_sum"
+    ENTROPIES_MEAN = "entropies_mean"
+    SAMPLING_LOGPROBS_SUM = "sampling_logprobs_sum"
+    SAMPLING_LOGPROBS_MEAN = "sampling_logprobs_mean"
+    SAMPLING_ENTROPIES_SUM = "sampling_entropies_sum"
+    SAMPLING_ENTROPIES_MEAN = "sampling_entropies_mean"
+
+    @property
+    def column(self) -> str:
+        """The column of a shard's file that it is made of."""
+        return "response_ids" if self is Measure.LENGTH else self.rpartition("_")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A sequence in its place, and where it stands. Smaller places come first."""
+
+    place: Place
+    file: Path
+    position: int  # of its row in the file
+
+
+def rank(
+    files: Iterable[Path],
+    measure: Measure,
+    *,
+    descending: bool = False,
+    prompt_index: int | None = None,
+    after: Place | None = None,
+    limit: int,
+) -> tuple[list[Ranked], int]:
+    """(The first `limit` sequences `after` a place, how many were compared: no more than SCANNED).
+
+    Equals stand in order of (prompt_index, sample_index); a mean over no tokens comes last. Raises ResultsError.
+    """
+    paths: list[Path] = []
+    columns: list[np.ndarray[Any, Any]] = []
+    scanned = 0
+    for path in files:
+        if scanned >= SCANNED:
+            break
+        columns.append(_places(path, measure, len(paths), descending))
+        paths.append(path)
+        scanned += columns[-1].shape[1]
+    if not columns:
+        return [], 0
+    keys, prompts, samples, numbers, positions = np.concatenate(columns, axis=1)
+    wanted = np.ones(len(keys), dtype=bool)
+    if prompt_index is not None:
+        wanted = prompts == prompt_index
+    if after is not None:
+        later = (prompts > after[1]) | ((prompts == after[1]) & (samples > after[2]))
+        wanted &= (keys > after[0]) | ((keys == after[0]) & later)
+    chosen = np.flatnonzero(wanted)
+    order = np.lexsort((samples[chosen], prompts[chosen], keys[chosen]))[:limit]
+    found = [
+        Ranked((float(keys[i]), int(prompts[i]), int(samples[i])), paths[int(numbers[i])], int(positions[i]))
+        for i in chosen[order]
+    ]
+    return found, scanned if prompt_index is None else int(np.count_nonzero(prompts == prompt_index))
+
+
+def _places(path: Path, measure: Measure, number: int, descending: bool) -> np.ndarray[Any, Any]:
+    """[5, rows]: key, prompt, sample, the file's number, position. Exact in float64 as long as prompts are < 2**53."""
+    table = read_columns(path, [*_NAMES, measure.column])
+    values = _values(table[measure.column].combine_chunks(), measure)
+    keys = np.where(np.isnan(values), np.inf, -values if descending else values)
+    rows = len(table)
+    names = [table[name].to_numpy() for name in _NAMES]
+    return np.stack([keys, *names, np.full(rows, number), np.arange(rows)], dtype=np.float64, casting="unsafe")
+
+
+def _values(lists: Any, measure: Measure) -> np.ndarray[Any, Any]:
+    """The measure of each row; nan for a mean of nothing and for what was not measured."""
+    lengths = np.asarray(lists.value_lengths().fill_null(0), dtype=np.int64)
+    if measure is Measure.LENGTH:
+        return np.asarray(lengths, dtype=np.float64)
+    sums = np.zeros(len(lengths))
+    some = lengths > 0
+    if some.any():
+        # Rows without tokens take no room among the values: each of the others begins where the one before it ended.
+        starts = (np.cumsum(lengths) - lengths)[some]
+        sums[some] = np.add.reduceat(np.asarray(lists.flatten(), dtype=np.float64), starts)
+    sums[np.asarray(lists.is_null())] = np.nan
+    if measure.endswith("_sum"):
+        return sums
+    means = np.full(len(sums), np.nan)
+    means[some] = sums[some] / lengths[some]
+    return means

@@ -1,0 +1,171 @@
+"""`Access` to a server's jobs: each operation is a request; result files are fetched by number when they are read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+from pydantic import BaseModel, ValidationError
+
+from jobs.access import OnPrompt
+from jobs.errors import SpecError
+from jobs.paging import cursor
+from jobs.presence import WorkerStatus
+from jobs.progress import JobStatus, Running
+from jobs.records import Attempt, Job, LostSpec, Shard, Webhook
+from jobs.remote.cache import Cache
+from jobs.remote.server import Server
+from jobs.remote.upload import upload
+from jobs.results import Contents, JobResults
+from jobs.spec import JobSpec, problems
+from jobs.states import JobState
+from jobs.submit import Plan, Submitted
+
+_PAGE = 1_000  # shards, attempts
+_JOBS_PAGE = 200
+_LOOK_EVERY = 0.5  # seconds between looks at a log that grows
+
+
+class _Retried(BaseModel):
+    job: Job
+    unrung: str | None
+
+
+class _Planned(BaseModel):
+    spec: dict[str, Any]
+    num_prompts: int
+    num_sequences: int
+    num_shards: int
+    snapshot_digest: str
+
+
+class Remote:
+    """`Access` over HTTP. Jobs belong to whom the token names; work is done on the server's side, never here."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self._server = Server(url, token)
+        self._cache = Cache(self._server)
+
+    def close(self) -> None:
+        self._server.close()
+
+    def parse(self, fields: dict[str, Any]) -> JobSpec:
+        try:
+            return JobSpec.of_stored(fields)  # whether its folders exist is for the server to say
+        except ValidationError as error:
+            raise SpecError(problems(error)) from None
+
+    def submit(
+        self, spec: JobSpec, *, prompts: Iterable[Any] | None, stdin: BinaryIO | None, on_prompt: OnPrompt | None
+    ) -> Submitted:
+        ours = spec.idempotency_key is None  # so that sending it again after a lost answer makes no second job
+        if ours:
+            spec = spec.model_copy(update={"idempotency_key": uuid4().hex})
+        with upload(spec, prompts=prompts, stdin=stdin, on_prompt=on_prompt) as sent:
+            done = self._server.upload(Submitted, "/jobs/stream", sent.body)
+        return replace(done, job=_job(done.job), created=done.created or ours, ignored_columns=sent.ignored_columns)
+
+    def plan(self, spec: JobSpec, *, prompts: Iterable[Any] | None, stdin: BinaryIO | None) -> Plan:
+        with upload(spec, prompts=prompts, stdin=stdin) as sent:
+            found = self._server.upload(_Planned, "/jobs/plan/stream", sent.body)
+        resolved = JobSpec.of_stored(found.spec).model_copy(update={"prompts": spec.prompts, "file": spec.file})
+        return Plan(**dict(found) | {"spec": resolved}, ignored_columns=sent.ignored_columns)
+
+    def job(self, id_or_prefix: str) -> Job:
+        return _job(self._server.read(Job, "/find", job=id_or_prefix))
+
+    def look(self, job_id: str) -> tuple[Job, Running]:
+        status = self._server.read(JobStatus, f"/jobs/{job_id}")
+        made = status.progress
+        return _job(status.job), Running(made.sequences - status.done_sequences, made.tokens - status.done_tokens)
+
+    def jobs(
+        self,
+        *,
+        states: Collection[JobState] | None = None,
+        label: tuple[str, str | None] | None = None,
+        text: str | None = None,
+        limit: int = 50,
+        before: tuple[float, str] | None = None,
+        **same: Any,
+    ) -> list[Job]:
+        if limit < 1 or (states is not None and not states):
+            return []
+        query = {"state": states and list(states), "q": text, "cursor": before and cursor(before), **same}
+        if label is not None:
+            query["label"] = label[0] if label[1] is None else "=".join(map(str, label))
+        found: list[Job] = []
+        for page in self._server.pages(Job, "/jobs", limit=min(limit, _JOBS_PAGE), **query):
+            found += map(_job, page.items)
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def workers(self) -> list[WorkerStatus]:
+        return self._server.read(list[WorkerStatus], "/workers")
+
+    def helper(self, job: Job, *, start_worker: bool, local: bool) -> Onlooker:
+        return Onlooker()
+
+    def cancel(self, job_id: str) -> Job:
+        return _job(self._server.post(Job, f"/jobs/{job_id}/cancel", again=True))
+
+    def retry(self, job_id: str, *, failed_only: bool) -> tuple[Job, str | None]:
+        done = self._server.post(_Retried, f"/jobs/{job_id}/retry", again=False, failed_only=failed_only)
+        return _job(done.job), done.unrung
+
+    def delete(self, job_id: str) -> None:
+        self._server.delete(f"/jobs/{job_id}")
+
+    def shards(self, job_id: str) -> list[Shard]:
+        return list(self._shards(job_id))
+
+    def _shards(self, job_id: str, **query: Any) -> Iterator[Shard]:
+        for page in self._server.pages(Shard, f"/jobs/{job_id}/shards", limit=_PAGE, **query):
+            yield from page.items
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        pages = self._server.pages(Attempt, f"/jobs/{job_id}/attempts", limit=_PAGE)
+        return [attempt for page in pages for attempt in page.items]
+
+    def webhooks(self, job_id: str) -> list[Webhook]:
+        return self._server.read(list[Webhook], f"/jobs/{job_id}/webhooks")
+
+    def results(self, job_id: str) -> JobResults:
+        def contents() -> Contents:
+            job = self.job(job_id)
+            files = [self._cache.place(shard) for shard in self._shards(job_id, state="done")]
+            return Contents(job.id, job.state, job.spec, job.done_shards, job.num_shards, files)
+
+        return JobResults(
+            self._cache.paths(job_id),
+            contents,
+            lambda: self._server.read(dict[str, Any], f"/jobs/{job_id}/manifest"),
+            lambda file: self._cache.bring(job_id, file),
+        )
+
+    def logs(self, job_id: str, *, follow: bool) -> Iterator[dict[str, Any]]:
+        for page in self._server.pages(dict[str, Any], f"/jobs/{job_id}/logs", limit=_PAGE):
+            yield from page.items
+            if not page.items and not follow:
+                return
+            if not page.items:
+                time.sleep(_LOOK_EVERY)
+
+
+class Onlooker:
+    """Does nothing but watch: on the server's side workers come and go without us."""
+
+    def look(self) -> None: ...
+
+    def help(self, job: Job) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def _job(job: Job) -> Job:
+    """A spec that was damaged comes as an empty one."""
+    return job if job.spec else replace(job, spec=LostSpec(None))

@@ -1,0 +1,76 @@
+"""Result files of a server, kept here while they are read: each under its digest, so that it is fetched once.
+
+A file that nobody has read for a week is removed when another is fetched.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from jobs.errors import ResultsError
+from jobs.files import make_folder, sha256_of
+from jobs.paths import JobPaths
+from jobs.records import Shard
+from jobs.remote.server import Server
+from jobs.results import ResultFile
+from jobs.settings import Settings
+
+_KEPT = 7 * 86_400.0  # seconds since it was last read
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Cache:
+    """The folder `cache` in the home. No name in it comes from the server: only digests and numbers."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._folder = Settings.load().home.expanduser().resolve() / "cache"
+        self._swept = False
+
+    def paths(self, job_id: str) -> JobPaths:
+        return JobPaths(self._folder, job_id)
+
+    def place(self, shard: Shard) -> ResultFile:
+        """Where the files of a done shard are going to lie. Raises ResultsError for what is no digest."""
+        errors = JobPaths.digest_in(shard.errors_file) if shard.errors_file else None
+        if not _DIGEST.fullmatch(shard.sha256 or "") or (shard.errors_file and errors is None):
+            raise ResultsError(
+                f"shard {shard.index} of job {shard.job_id} was written by a version of which no digests are known: "
+                "read it where it lies"
+            )
+        return ResultFile(
+            path=self._folder / f"{shard.sha256}.parquet",
+            errors=self._folder / f"{errors}.jsonl" if errors else None,
+            sha256=shard.sha256 or "",
+            sequences=shard.sequences,
+            tokens=shard.tokens,
+            prompt_errors=shard.prompt_errors,
+            shard=shard.index,
+        )
+
+    def bring(self, job_id: str, file: ResultFile) -> None:
+        """Fetch what of the file is not here, or not whole any more. Raises ResultsError, Unreachable."""
+        self._fetch(f"/jobs/{job_id}/files/{file.shard}", file.path)
+        if file.errors is not None:
+            self._fetch(f"/jobs/{job_id}/files/{file.shard}/errors", file.errors)
+
+    def _fetch(self, path: str, target: Path) -> None:
+        if target.is_file() and sha256_of(target) == target.stem:
+            with suppress(OSError):
+                target.touch()
+            return
+        make_folder(self._folder)
+        self._sweep()
+        self._server.download(path, target, target.stem)
+
+    def _sweep(self) -> None:
+        if self._swept:
+            return
+        self._swept = True
+        for file in self._folder.iterdir():
+            with suppress(OSError):  # somebody else removes it too
+                if file.stat().st_mtime < time.time() - _KEPT:
+                    file.unlink()

@@ -1,0 +1,178 @@
+"""What a job made: its sequences as rows, prompt errors, the manifest, and files by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import FileResponse
+
+from jobs import paging
+from jobs.errors import NotFinished, ResultsError, UsageError
+from jobs.files import reading
+from jobs.jsonl import read_jsonl
+from jobs.manifest import build
+from jobs.paging import Number, Offset, Page, place_of
+from jobs.parquet import pick_rows
+from jobs.paths import JobPaths
+from jobs.ranking import SCANNED, Measure, rank
+from jobs.records import Job, Shard
+from jobs.states import ShardState
+from webui.api.shapes import NO_JOB, NOT_NOW, Cursor, PromptError, Row, RowsPage, TheJob, refusals
+from webui.site import Site, TheSite
+
+router = APIRouter(tags=["results"])
+
+Part = tuple[Number, Offset]  # (shard, rows or lines of it that were read)
+
+_PAGE_TOKENS = 250_000  # of a page of rows; it is cut short behind the sequence that reaches them
+_PARQUET, _JSONL = "application/vnd.apache.parquet", "application/x-ndjson"
+_RANGES = refusals(s400="The range makes no sense.") | {
+    206: {"description": "The range that was asked for."},
+    416: {"description": "The file ends before the range begins."},
+}
+_SHARD = Path(ge=0, lt=2**31, description="Number of the shard.")
+_ROWS = f"""Committed sequences in order of (prompt_index, sample_index), also while the job runs.
+
+A page is shorter than `limit` where its sequences are long. With `sort` equals stand in that order and a mean over no
+tokens comes last; the first {SCANNED:,} sequences of the job are compared, or with `prompt` those of that prompt."""
+
+
+@router.get("/jobs/{job}/rows", responses=NO_JOB, summary="A job's sequences", description=_ROWS)
+def rows(
+    site: TheSite,
+    job: TheJob,
+    prompt: Annotated[int | None, Query(ge=0, lt=2**53, description="Only of this prompt, counted from 0.")] = None,
+    sort: Annotated[Measure | None, Query(description="Order by this instead.")] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="Of `sort`.")] = "asc",
+    cursor: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=500, description="At most so many.")] = 50,
+) -> RowsPage:
+    if sort is not None:
+        return _sorted_rows(site, job, sort, order == "desc", prompt, cursor, limit)
+    found: list[Row] = []
+    place, tokens = None, 0
+    for place, row in _rows_from(site, job, place_of(cursor, Part) or (0, 0), prompt):
+        found.append(row)
+        tokens += len(row["response_ids"])
+        if len(found) == limit or tokens >= _PAGE_TOKENS:
+            return RowsPage(items=found, next=paging.cursor(place))
+    return RowsPage(items=found, next=None)
+
+
+@router.get("/jobs/{job}/errors", responses=NO_JOB, summary="A job's prompts that could not be done")
+def errors(
+    site: TheSite,
+    job: TheJob,
+    cursor: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=1_000, description="At most so many.")] = 100,
+) -> Page[PromptError]:
+    found = list(islice(_errors_from(site, job, place_of(cursor, Part) or (0, 0)), limit))
+    more = paging.cursor(found[-1][0]) if len(found) == limit else None
+    return Page(items=[error for _, error in found], next=more)
+
+
+@router.get("/jobs/{job}/manifest", responses=NO_JOB, summary="What a job's folder holds and how it came about")
+def manifest(site: TheSite, job: TheJob) -> dict[str, Any]:
+    return build(site.store, job.id)
+
+
+@router.head("/jobs/{job}/files/{shard}", include_in_schema=False)
+@router.get(
+    "/jobs/{job}/files/{shard}",
+    response_class=FileResponse,
+    responses=NO_JOB | NOT_NOW | _RANGES | {200: {"description": "The file.", "content": {_PARQUET: {}}}},
+    summary="The Parquet file of a done shard",
+)
+def file(site: TheSite, job: TheJob, shard: Annotated[int, _SHARD]) -> FileResponse:
+    """Ranges are served; the ETag is the file's sha256."""
+    done = _done(site, job, shard)
+    return _file(site, job, done.file or "", done.sha256, f"{job.id}-{shard:06d}.parquet", _PARQUET)
+
+
+@router.head("/jobs/{job}/files/{shard}/errors", include_in_schema=False)
+@router.get(
+    "/jobs/{job}/files/{shard}/errors",
+    response_class=FileResponse,
+    responses=NO_JOB | NOT_NOW | _RANGES | {200: {"description": "The file.", "content": {_JSONL: {}}}},
+    summary="The prompt errors of a done shard, as JSON lines",
+)
+def errors_file(site: TheSite, job: TheJob, shard: Annotated[int, _SHARD]) -> FileResponse:
+    done = _done(site, job, shard)
+    if done.errors_file is None:
+        raise NotFinished(f"shard {shard} of job {job.id} has no prompt errors")
+    digest = JobPaths.digest_in(done.errors_file)
+    return _file(site, job, done.errors_file, digest, f"{job.id}-{shard:06d}-errors.jsonl", _JSONL)
+
+
+def _paths(site: Site, job: Job) -> JobPaths:
+    return JobPaths(site.settings.results, job.id)
+
+
+def _done(site: Site, job: Job, index: int) -> Shard:
+    shard = site.store.shard(job.id, index)
+    if shard.state is not ShardState.DONE:
+        raise NotFinished(f"shard {index} of job {job.id} is {shard.state}: it has a file once it is done")
+    return shard
+
+
+def _file(site: Site, job: Job, name: str, sha256: str | None, called: str, media_type: str) -> FileResponse:
+    path = _paths(site, job).resolve(name)
+    with reading(path):
+        stat = path.stat()
+    headers = {"ETag": f'"{sha256}"'} if sha256 else {}
+    return FileResponse(path, headers=headers, stat_result=stat, media_type=media_type, filename=called)
+
+
+def _done_shards(site: Site, job: Job, first: int, prompt: int | None) -> Iterator[Shard]:
+    """The done shards from this index on; of one prompt, the shard that holds it, if it is done."""
+    if prompt is None:
+        return site.store.iter_shards(job.id, ShardState.DONE, after=first - 1)
+    shard = site.store.shard_of(job.id, prompt)
+    return iter([shard] if shard.state is ShardState.DONE and shard.index >= first else [])
+
+
+def _rows_from(site: Site, job: Job, start: Part, prompt: int | None) -> Iterator[tuple[Part, Row]]:
+    """Rows behind a place, each with its own place."""
+    for shard in _done_shards(site, job, start[0], prompt):
+        skip = start[1] if shard.index == start[0] else 0
+        path = _paths(site, job).resolve(shard.file or "")
+        for number, row in enumerate(pick_rows(path, range(skip, shard.sequences)), start=skip + 1):
+            if prompt is None or row["prompt_index"] == prompt:
+                yield (shard.index, number), row
+            elif row["prompt_index"] > prompt:
+                break
+
+
+def _sorted_rows(
+    site: Site, job: Job, measure: Measure, descending: bool, prompt: int | None, cursor: str | None, limit: int
+) -> RowsPage:
+    if measure is not Measure.LENGTH and measure.column not in job.spec["measurements"]:
+        raise UsageError(f"job {job.id} did not measure {measure.column}; sort by length or by what it measured")
+    shards = _done_shards(site, job, 0, prompt)
+    files = (_paths(site, job).resolve(shard.file or "") for shard in shards)
+    after = place_of(cursor, tuple[float, Offset, Number])
+    ranked, scanned = rank(files, measure, descending=descending, prompt_index=prompt, after=after, limit=limit)
+    found: list[Row] = []
+    tokens = 0
+    for one in ranked:
+        row = next(pick_rows(one.file, [one.position]), None)
+        if row is None:
+            raise ResultsError(f"{one.file} has changed while it was read; ask again")
+        found.append(row)
+        tokens += len(row["response_ids"])
+        if len(found) == limit or tokens >= _PAGE_TOKENS:
+            return RowsPage(items=found, next=paging.cursor(one.place), scanned=scanned)
+    return RowsPage(items=found, next=None, scanned=scanned)
+
+
+def _errors_from(site: Site, job: Job, start: Part) -> Iterator[tuple[Part, PromptError]]:
+    """Prompt errors behind a place, each with its own place."""
+    for shard in _done_shards(site, job, start[0], None):
+        skip = start[1] if shard.index == start[0] else 0
+        if shard.errors_file is not None and skip < shard.prompt_errors:
+            lines = islice(read_jsonl(_paths(site, job).resolve(shard.errors_file)), skip, None)
+            for number, line in enumerate(lines, start=skip + 1):
+                yield (shard.index, number), PromptError(**line)
