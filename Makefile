@@ -35,7 +35,7 @@ test: lint
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
 
-# Faults of all kinds at random, on SQLite and on PostgreSQL: make chaos CHAOS_MINUTES=10 CHAOS_SEED=1
+# Faults of all kinds at random, on SQLite and on PostgreSQL with Redis: make chaos CHAOS_MINUTES=10 CHAOS_SEED=1
 CHAOS_MINUTES ?= 2
 chaos: .venv/.installed-test
 	CHAOS_MINUTES=$(CHAOS_MINUTES) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/pytest tests/chaos -rP

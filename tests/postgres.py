@@ -38,6 +38,16 @@ def find_binaries() -> Path | None:
 # either, if a commit waits until its log is written.
 _FAST = ("fsync=off", "full_page_writes=off")
 
+# A name that stands before pg_catalog on the path takes the place of the clock that the store reads.
+_CLOCK = """
+CREATE SCHEMA shifted;
+CREATE TABLE shifted.clock (seconds double precision);
+INSERT INTO shifted.clock VALUES (0);
+CREATE FUNCTION shifted.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+    'SELECT pg_catalog.clock_timestamp() + make_interval(secs => (SELECT seconds FROM shifted.clock))';
+ALTER DATABASE {database} SET search_path = shifted, public, pg_catalog;
+"""
+
 
 class Server:
     """A server in a folder of its own.
@@ -116,6 +126,14 @@ class Server:
         where = {"host": "127.0.0.1", "port": self.port, "user": "seqproc", "dbname": database}
         with psycopg.connect(**where, autocommit=True) as connection:
             connection.execute(statement.encode())
+
+    def give_clock(self, database: str) -> None:
+        """From its next connection on the database has a clock of its own, for `set_clock`."""
+        self.execute(_CLOCK.format(database=database), database)
+
+    def set_clock(self, database: str, seconds: float) -> None:
+        """The database's clock is off by so much."""
+        self.execute(f"UPDATE shifted.clock SET seconds = {seconds}", database)
 
     def close(self) -> None:
         try:

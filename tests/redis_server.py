@@ -79,6 +79,24 @@ class RedisServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Killed, and started again after the block."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It hangs in the block."""
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
     def client(self) -> redis.Redis:
         return redis.Redis(host="127.0.0.1", port=self._port, password=PASSWORD)
 

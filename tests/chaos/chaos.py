@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from jobs.errors import JobNotFound, ResultsError, StoreError, WrongState
 from jobs.gc import ORPHAN_AGE, collect
 from jobs.settings import Settings
 from tests.faults.outages.disk import SmallDisk
-from tests.faults.outages.proxy import Proxy, Where
 from tests.faults.outages.puppet import POISON
 from tests.faults.outages.site import (
     LEASE,
@@ -36,43 +34,35 @@ from tests.faults.outages.site import (
     Reference,
     Site,
     assert_intact,
-    hold_lock,
     wrong_by,
 )
-from tests.postgres import Server
 
 _MOST_WORKERS = 4
 _JOB_EVERY = 3.0  # seconds, so that what is submitted can also be done
 _LONGEST = 2 * LEASE  # seconds that a fault lasts at most
+_USUAL_START = 2.0  # seconds from nothing to a first claim; where it takes longer, faults come more slowly as well
 
 
 class Chaos:
-    """One run over one site. `run`, then `settle`, then `check`; `story` tells what happened."""
+    """One run over one site. `run`, then `settle`, then `check`; `story` tells what happened.
 
-    def __init__(
-        self,
-        site: Site,
-        seed: int,
-        *,
-        server: Server | None = None,
-        proxy: Proxy | None = None,
-        through: Settings | None = None,
-        disk: SmallDisk | None = None,
-    ) -> None:
-        """`server` is PostgreSQL's, else the site is on SQLite. Workers use the settings `through` the proxy."""
-        self.site, self.random, self.seed = site, random.Random(seed), seed
-        self.server, self.proxy, self.through, self.disk = server, proxy, through, disk
+    Each lane is a subclass, which adds the faults of what its site stands on.
+    """
+
+    def __init__(self, site: Site, seed: int, *, disk: SmallDisk | None = None) -> None:
+        self.site, self.random, self.seed, self.disk = site, random.Random(seed), seed, disk
         self.began = time.monotonic()
         self.timeline: list[str] = []
         self.happened: Counter[str] = Counter()
         self.workers: list[Process] = []
+        self.told: Counter[int] = Counter()  # how often a worker was told to leave, by its pid
         self.clocks: dict[int, Path] = {}
         self.prompts: dict[str, list[str]] = {}  # by the job's name, which is also its seed
         self.ends: list[tuple[float, int, Callable[[], Any]]] = []
         self.numbers = itertools.count(1)
         self.people = ThreadPoolExecutor(8)
         self.deeds: list[tuple[str, Future[Any]]] = []
-        self.lasting: set[str] = set()  # the faults that may happen only one at a time
+        self.done_amid = 0  # shards that were done before the calm
 
     # What may happen, and how often.
 
@@ -89,14 +79,19 @@ class Chaos:
             self.cancel: 2,
             self.retry: 4,
             self.collect: 3,
+            **self.lane_faults(),
         }
-        if self.server is None:
-            usual[self.lock_the_database] = 2
-        else:
-            usual |= {self.restart_the_database: 2, self.pause_the_database: 2, self.cut_connections: 2}
         if self.disk is not None:
             usual[self.fill_the_disk] = 2
-        return usual  # a lane with a broker adds the broker's restarts here
+        return usual
+
+    def lane_faults(self) -> dict[Callable[[], None], int]:
+        """Those of the lane."""
+        raise NotImplementedError
+
+    def worker_settings(self) -> Settings:
+        """The site's, as a worker of this lane has them."""
+        return self.site.settings
 
     def run(self, seconds: float) -> None:
         faults = self.faults()
@@ -104,17 +99,19 @@ class Chaos:
             self.submit()
             self.start_a_worker()
         self.site.until(lambda: any(job.record.started_at for job in self._jobs()))  # the first worker is there
+        pace = max(1.0, (time.monotonic() - self.began) / _USUAL_START)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._end_what_is_due()
             fault = self.random.choices(list(faults), list(faults.values()))[0]
             fault()
-            time.sleep(self.random.uniform(0.02, 0.4))
+            time.sleep(pace * self.random.uniform(0.02, 0.4))
 
     def settle(self) -> None:
         """No more faults; what was cancelled or failed is retried until every job has succeeded."""
-        self._tell("calm")
         self._end_what_is_due(all_of_them=True)
+        self.done_amid = sum(job.record.done_shards for job in self._jobs())
+        self._tell("calm", how=f"with {self.done_amid} shards done")
         for _ in range(2):
             self._start()
         for what, deed in self.deeds:
@@ -125,15 +122,16 @@ class Chaos:
 
     def check(self, reference: Reference) -> None:
         """Every job is whole, and no process said anything that its people should not have to read."""
+        for worker in self._alive():
+            self._tell_to_leave(worker)
         for worker in self.workers:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGTERM)
-        for worker in self.workers:
-            code = worker.wait(PATIENCE)
-            # 143: told twice. SIGTERM itself: told before it could listen. 1: it could not start and said why.
+            code, said = worker.wait(PATIENCE), worker.said()
+            told, why = self.told[worker.pid], said.splitlines()[-1:]
+            explained = bool(why) and why[0].startswith("Error: ")
+            # 1: it could not start. 143: told twice. SIGTERM itself: Python's first and last moments do not listen.
             assert code in (0, 1, 143, -signal.SIGKILL, -signal.SIGTERM), f"a worker ended with {code}"
-            assert code != -signal.SIGTERM or not worker.said(), worker.said()
-            assert code != 1 or worker.said().splitlines()[-1].startswith("Error: "), worker.said()
+            assert code != 1 or explained, said
+            assert code != -signal.SIGTERM or explained or not said or told > 1, said
         for process in self.site.processes:
             assert "Traceback" not in process.said(), process.said()
         collect(self.site.store, self.site.settings)
@@ -153,8 +151,9 @@ class Chaos:
 
     def summary(self) -> str:
         attempts = Counter(a.outcome for job in self._jobs() for a in self.site.store.attempts(job.id))
-        cuts = f", {self.proxy.cuts} connections cut" if self.proxy else ""
-        made = f"{len(self.prompts)} submits, {len(self._jobs())} jobs whole{cuts}"
+        made = (
+            f"{len(self.prompts)} submits, {len(self._jobs())} jobs whole, {self.done_amid} shards done before the calm"
+        )
         return f"seed {self.seed}: {made}; attempts {dict(attempts)}; {dict(self.happened)}"
 
     # Workers.
@@ -172,8 +171,7 @@ class Chaos:
 
     def terminate_a_worker(self) -> None:
         for worker in self._some_worker():
-            worker.terminate()
-            self._tell("SIGTERM", worker)
+            self._tell_to_leave(worker)
 
     def freeze_a_worker(self) -> None:
         for worker in self._some_worker():
@@ -215,25 +213,6 @@ class Chaos:
 
     # What all depend on.
 
-    def lock_the_database(self) -> None:
-        holder = hold_lock(self.site.settings.home / "seqproc.db")  # as soon as it gets it
-        self._lasts("SQLite locked", holder.communicate)
-
-    def restart_the_database(self) -> None:
-        assert self.server is not None
-        self._holds("PostgreSQL away", self.server.away())
-
-    def pause_the_database(self) -> None:
-        assert self.server is not None
-        self._holds("PostgreSQL paused", self.server.paused())
-
-    def cut_connections(self) -> None:
-        assert self.proxy is not None
-        wire, chance = self.proxy, random.Random(self.random.random())
-        ways: tuple[Where, Where] = ("before", "after")
-        wire.choose_by(lambda _: chance.choice(ways) if chance.random() < 0.1 else None)
-        self._lasts("connections cut", lambda: wire.choose_by(lambda _: None))
-
     def fill_the_disk(self) -> None:
         assert self.disk is not None
         self.disk.fill()
@@ -244,10 +223,17 @@ class Chaos:
     def _start(self) -> None:
         clock = self.site.folder / f"clock-{next(self.numbers)}"
         wrong_by(clock, 0)
-        worker = self.site.worker(step=self.random.choice((0.0, 0.01, 0.05)), clock=clock, settings=self.through)
+        worker = self.site.worker(
+            step=self.random.choice((0.0, 0.01, 0.05)), clock=clock, settings=self.worker_settings()
+        )
         self.clocks[worker.pid] = clock
         self.workers.append(worker)
         self._tell("start", worker)
+
+    def _tell_to_leave(self, worker: Process) -> None:
+        worker.terminate()
+        self.told[worker.pid] += 1
+        self._tell("SIGTERM", worker)
 
     def _alive(self) -> list[Process]:
         return [worker for worker in self.workers if worker.poll() is None]
@@ -290,18 +276,6 @@ class Chaos:
         if error is not None:
             self.timeline.append(f"        {what}: {type(error).__name__}: {error}")
             assert isinstance(error, WrongState | JobNotFound | StoreError | ResultsError), f"{what}: {error!r}"
-
-    def _holds(self, what: str, fault: AbstractContextManager[None]) -> None:
-        if self.lasting:
-            return  # one at a time: away and paused at once is away
-        self.lasting.add(what)
-        fault.__enter__()
-
-        def end() -> None:
-            fault.__exit__(None, None, None)
-            self.lasting.discard(what)
-
-        self._lasts(what, end)
 
     def _lasts(
         self, what: str, end: Callable[[], Any], about: str | Process = "", seconds: float | None = None

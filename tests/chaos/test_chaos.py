@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.chaos import Chaos
+from tests.chaos.embedded import EmbeddedChaos
+from tests.chaos.servers import Servers, ServersChaos
 from tests.faults.outages.disk import small_disk
-from tests.faults.outages.proxy import Proxy
 from tests.faults.outages.site import Reference, Site
-from tests.postgres import Server
 
 _MINUTES = os.environ.get("CHAOS_MINUTES")
 _SMOKE = 6.0  # seconds
+_POLL = 1.0  # seconds: where there is Redis, what wakes a worker is mostly a ring
 _SEED = int(os.environ.get("CHAOS_SEED") or (random.randrange(10**6) if _MINUTES else 1))
 
 
@@ -34,15 +35,11 @@ def test_nothing_is_lost(
         disk = stack.enter_context(small_disk(tmp_path / "disk", 64)) if os.geteuid() == 0 else None
         results = (disk.path if disk else tmp_path) / "results"
         if dialect == "sqlite":
-            chaos = Chaos(new_site(results_dir=results), _SEED, disk=disk)
+            chaos: Chaos = EmbeddedChaos(new_site(results_dir=results), _SEED, disk=disk)
         else:
-            server: Server = request.getfixturevalue("server")
-            database: str = request.getfixturevalue("database")
-            proxy: Proxy = request.getfixturevalue("proxy")
-            site = new_site(results_dir=results, database_url=server.url(database))
-            url = f"{server.url(database, proxy.port)}?sslmode=disable&gssencmode=disable"
-            through = site.settings.model_copy(update={"database_url": url})
-            chaos = Chaos(site, _SEED, server=server, proxy=proxy, through=through, disk=disk)
+            servers: Servers = request.getfixturevalue("servers")
+            site = new_site(results_dir=results, **servers.settings, poll_seconds=_POLL)
+            chaos = ServersChaos(site, _SEED, servers, disk=disk)
         try:
             chaos.run(60 * float(_MINUTES) if _MINUTES else _SMOKE)
             chaos.settle()

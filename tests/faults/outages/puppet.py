@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sqlite3
 import sys
 import time
@@ -24,6 +25,7 @@ from worker.engine import OnStep, ShardRows
 STEP = "SEQPROC_TEST_STEP"  # seconds that a row takes
 PAUSE = "SEQPROC_TEST_PAUSE"  # seconds that a worker leaves alone what failed
 POISON = "poison"  # a prompt that fails
+DEADLY = "deadly while there is "  # and a file: a prompt that kills its worker
 
 
 class StandIn:
@@ -41,6 +43,8 @@ class StandIn:
             if prompt.prompt == POISON:
                 made.fail(prompt, "the prompt cannot be taken")
                 continue
+            if _kills(prompt.prompt or ""):
+                os.kill(os.getpid(), signal.SIGKILL)
             for sample in range(job.spec["G"]):
                 time.sleep(seconds)
                 made.rows.append(_row(job, prompt, sample))
@@ -49,6 +53,10 @@ class StandIn:
 
     def details(self) -> dict[str, Any]:
         return {"device": "none"}
+
+
+def _kills(prompt: str) -> bool:
+    return prompt.startswith(DEADLY) and Path(prompt.removeprefix(DEADLY)).exists()
 
 
 def _row(job: Job, prompt: SnapshotRow, sample: int) -> dict[str, Any]:

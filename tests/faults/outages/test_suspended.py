@@ -21,16 +21,6 @@ from tests.postgres import Server
 
 HOUR = 3600.0
 
-# A name that stands before pg_catalog on the path takes the place of the clock that the store reads.
-_CLOCK = """
-CREATE SCHEMA shifted;
-CREATE TABLE shifted.clock (seconds double precision);
-INSERT INTO shifted.clock VALUES (0);
-CREATE FUNCTION shifted.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
-    'SELECT pg_catalog.clock_timestamp() + make_interval(secs => (SELECT seconds FROM shifted.clock))';
-ALTER DATABASE {database} SET search_path = shifted, public, pg_catalog;
-"""
-
 
 def latest(site: Site, job: JobHandle) -> float:
     """When the last attempt ended, by the clock that told its time."""
@@ -79,13 +69,13 @@ def test_the_clocks_of_the_hosts_are_set(site: Site, tmp_path: Path, reference: 
 def test_the_clock_of_the_database_is_set(
     postgres_site: Site, server: Server, database: str, reference: Reference
 ) -> None:
-    server.execute(_CLOCK.format(database=database), database)
+    server.give_clock(database)
     job = postgres_site.submit()
     workers = [postgres_site.worker(step=0.05) for _ in range(2)]
     with postgres_site.waiting(job):
         for after, hours in ((1, 6), (2, -6), (3, 48)):
             postgres_site.mid_shard(job, after)
-            server.execute(f"UPDATE shifted.clock SET seconds = {hours * HOUR}", database)
+            server.set_clock(database, hours * HOUR)
     postgres_site.leave(*workers)
     assert latest(postgres_site, job) > time.time() + 24 * HOUR, "the clock did jump"
     assert outcomes(postgres_site, job) == {"done": 6}
