@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -28,7 +29,6 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    state: list[JobState] = Field([], description="In one of these states; repeatable.")
     model: str | None = Field(None, description="Of this model.")
     label: str | None = Field(None, description="With this label: KEY, or KEY=VALUE.")
     owner: str | None = Field(None, description="Of this owner.")
@@ -39,7 +39,6 @@ class Filters(BaseModel):
         """As the store takes them."""
         key, equals, value = (self.label or "").partition("=")
         return {
-            "states": self.state or None,
             "model": self.model,
             "label": (key, value if equals else None) if key else None,
             "owner": self.owner,
@@ -51,15 +50,33 @@ class Filters(BaseModel):
 class Asked(Filters):
     """Which jobs, and which page of them."""
 
+    state: list[JobState] = Field([], description="In one of these states; repeatable.")
     cursor: str | None = Field(None, description="`next` of the page before, as it stands.")
     limit: int = Field(50, ge=1, le=200, description="At most so many.")
 
 
 @router.get("/jobs", summary="List jobs, newest first")
 def list_jobs(site: TheSite, asked: Annotated[Asked, Query()]) -> Page[Job]:
+    """A page may be short, or empty, where the filters are met by few jobs: `next` says whether to go on."""
     before = place_of(asked.cursor, JOB_PLACE)
-    found = site.store.jobs(limit=asked.limit, before=before, **asked.of_store())
-    return page_of(found, asked.limit, lambda job: (job.created_at, job.id))
+    states = asked.state or None
+    found = site.store.jobs_page(states=states, limit=asked.limit, before=before, **asked.of_store())
+    return Page(items=found.jobs, next=None if found.next is None else paging.cursor(found.next))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs there are in each state; of those in `at_least` there may be more."""
+
+    counts: dict[JobState, int]
+    at_least: list[JobState]
+
+
+@router.get("/counts", summary="Count jobs by state")
+def counts(site: TheSite, filters: Annotated[Filters, Query()]) -> Counts:
+    """Up to 10,001 of each state, and as far as a bounded look finds them."""
+    found = site.store.job_counts(**filters.of_store())
+    return Counts(dict(found), sorted(found.at_least))
 
 
 @router.get("/find", responses=NO_JOB, summary="Find a job by its id, a prefix that only it has, or its name")

@@ -17,6 +17,7 @@ from jobs.errors import StoreError
 from jobs.files import sha256_of
 from jobs.jsonl import line
 from jobs.records import Job
+from jobs.states import JobState
 from tests.unit.jobs.conftest import House
 from tests.unit.jobs.test_results import ERRORS, expected_rows
 from webui import caller
@@ -127,6 +128,14 @@ class TestJobs:
             ::-1
         ]
 
+    def test_counts(self, api: TestClient, house: House, local: Client) -> None:
+        ids = [house.submit(prompts=["a"], queue=queue).job.id for queue in ("gpu", "gpu", "cpu")]
+        local.get(ids[0]).cancel()
+        counted = api.get("counts").json()
+        assert counted == {"counts": dict.fromkeys(JobState, 0) | {"queued": 2, "cancelled": 1}, "at_least": []}
+        assert api.get("counts?queue=gpu").json()["counts"]["queued"] == 1
+        assert api.get("counts?state=queued").status_code == 422, "a filter that it does not have"
+
     def test_a_job_and_its_progress(self, api: TestClient, house: House) -> None:
         job = house.submit(prompts=["a", "b", "c"]).job
         house.run_one()
@@ -176,7 +185,7 @@ class TestJobs:
             raise StoreError("the database postgresql://u:hunter2@h/d does not answer")
 
         monkeypatch.setattr("jobs.store.Store.jobs", away)
-        assert "hunter2" not in refused(api.get("jobs"), 503, "StoreError")
+        assert "hunter2" not in refused(api.get("jobs_page"), 503, "StoreError")
 
 
 class TestRows:
