@@ -184,8 +184,8 @@ class TestJobs:
         def away(*args: Any, **filters: Any) -> None:
             raise StoreError("the database postgresql://u:hunter2@h/d does not answer")
 
-        monkeypatch.setattr("jobs.store.Store.jobs", away)
-        assert "hunter2" not in refused(api.get("jobs_page"), 503, "StoreError")
+        monkeypatch.setattr("jobs.store.Store.jobs_page", away)
+        assert "hunter2" not in refused(api.get("jobs"), 503, "StoreError")
 
 
 class TestRows:
