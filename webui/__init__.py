@@ -1,1 +1,1 @@
-"""The web over `jobs`: health checks and metrics; pages and an HTTP API are to come."""
+"""The web over `jobs`: pages, an HTTP API, sequences as pictures, health checks and metrics."""
