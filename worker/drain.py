@@ -138,8 +138,7 @@ class Drain:
                 self._run(claim)
                 self.vitals.moved()
                 ran, told = ran + 1, False
-                if time.monotonic() - self._looked >= self.settings.heartbeat_seconds:
-                    self._look()
+                self._look_now_and_then()
                 continue
             if not told:
                 told = True
@@ -160,6 +159,11 @@ class Drain:
             log.error("%s; looking again", failure)
             return failure
         return None
+
+    def _look_now_and_then(self) -> None:
+        """Look, from a drain that has other things to do: often enough to see a lease end in time."""
+        if time.monotonic() - self._looked >= max(self.settings.heartbeat_seconds, self.settings.lease_seconds / 8):
+            self._look()
 
     def _look(self) -> int:
         """Look after the shards of other workers; how many were taken back."""
@@ -215,7 +219,9 @@ class Drain:
         self._ring(claim)
         try:
             with self.turns.serving(claim), logging_for(job_id, claim.shard.index, claim.shard.attempt):
-                Attempt(self.store, self.settings, self.engine, claim, self.stop, self.vitals, self._look).run()
+                Attempt(
+                    self.store, self.settings, self.engine, claim, self.stop, self.vitals, self._look_now_and_then
+                ).run()
             self._shunned.pop(job_id, None)
             self._paused = None
         except DeviceLost:

@@ -65,13 +65,11 @@ class Claims(Part):
 
     def beat(self, claim: Claim, *, sequences: int, tokens: int) -> Beat:
         """Show that the attempt lives, and how far it is. Touches only the shard's own row: it waits for no one."""
+        job_id, index, attempt = claim.key
+        key = {"job": job_id, "shard": index, "of_attempt": attempt}
         with self.db.transaction() as connection:
-            updated = connection.execute(
-                update(shards)
-                .where(*_fence(claim))
-                .values(beat=shards.c.beat + 1, running_sequences=sequences, running_tokens=tokens)
-            )
-            state = connection.scalar(select(jobs.c.state).where(jobs.c.id == claim.job.id))
+            updated = connection.execute(_BEAT, {**key, "made": sequences, "made_tokens": tokens})
+            state = connection.scalar(_STATE, {"job": job_id})
             return Beat(cancel=state == JobState.CANCELLING, lost=updated.rowcount == 0)
 
     def commit(self, claim: Claim, result: ShardResult) -> bool:
@@ -167,11 +165,6 @@ def _shard(job_id: str, index: int) -> tuple[ColumnElement[bool], ColumnElement[
     return shards.c.job_id == job_id, shards.c.index == index
 
 
-def _fence(claim: Claim) -> tuple[ColumnElement[bool], ...]:
-    job_id, index, attempt = claim.key
-    return *_shard(job_id, index), shards.c.attempt == attempt, shards.c.state == ShardState.RUNNING
-
-
 def _names(connection: Connection, job_id: str, index: int, file: str) -> bool:
     named = or_(shards.c.file == file, shards.c.errors_file == file)
     return connection.scalar(select(shards.c.index).where(*_shard(job_id, index), named)) is not None
@@ -198,6 +191,17 @@ _LABELS = (  # lists find a job by its labels in its state
     update(job_labels)
     .where(job_labels.c.job_id == bindparam("job"), job_labels.c.state != JobState.RUNNING)
     .values(state=JobState.RUNNING)
+)
+_STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job"))
+_BEAT = (
+    update(shards)
+    .where(
+        shards.c.job_id == bindparam("job"),
+        shards.c.index == bindparam("shard"),
+        shards.c.attempt == bindparam("of_attempt"),
+        shards.c.state == ShardState.RUNNING,
+    )
+    .values(beat=shards.c.beat + 1, running_sequences=bindparam("made"), running_tokens=bindparam("made_tokens"))
 )
 _SERVE = (
     update(jobs)
