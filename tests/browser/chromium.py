@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
-DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+from tests.browser.looks import DESKTOP
 
 # The console itself keeps quiet of an eval whose refusal a script catches.
 _TELL = """addEventListener("securitypolicyviolation", event =>
@@ -34,6 +34,7 @@ class Visitor:
         """Somebody who is about to open pages of `site`; `options` are those of Browser.new_context."""
         options = {"viewport": DESKTOP, "reduced_motion": "reduce"} | options
         visitor = cls(browser.new_context(base_url=site, **options), complaints)
+        visitor.context.set_default_timeout(15_000)
         visitor.context.add_init_script(_TELL)
         visitor.context.on("console", visitor._hear)
         visitor.context.on("weberror", lambda error: complaints.append(f"uncaught: {error.error}"))

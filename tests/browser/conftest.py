@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from jobs.settings import Settings
 from tests.browser import chromium
 from tests.browser.chromium import Visitor
 from tests.browser.gallery import Gallery, hang
+from tests.browser.looks import SCREENSHOTS
 from tests.browser.site import Site
-
-SCREENSHOTS = Path(__file__).parent / "screenshots"
 
 Arrive = Callable[..., Visitor]
 
@@ -70,14 +68,14 @@ def arrive(browser: Browser, complaints: list[str]) -> Iterator[Arrive]:
 @pytest.fixture
 def site(isolated_home: Path, migrated_file: Path) -> Iterator[Site]:
     """A server without jobs, for tests that change something."""
-    with Site.started(Settings(home=isolated_home), migrated_file) as site:
+    with Site.started(isolated_home, migrated_file) as site:
         yield site
 
 
 @pytest.fixture(scope="package")
 def gallery(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> Iterator[Gallery]:
     """A server with a job in every state, to be looked at and not to be changed."""
-    with Site.started(Settings(home=tmp_path_factory.mktemp("gallery")), migrated_file) as site:
+    with Site.started(tmp_path_factory.mktemp("gallery"), migrated_file) as site:
         yield hang(site)
 
 

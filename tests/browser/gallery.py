@@ -41,13 +41,13 @@ def finished(site: Site) -> JobHandle:
         model="tiny-arithmetic",
         dataset="arithmetic_r1_template",
         split="test",
-        num_prompts=12,
+        num_prompts=24,
         G=8,
         temperature=0.8,
         top_p=0.95,
-        max_new_tokens=160,
+        max_new_tokens=128,
         seed=42,
-        shard_size=3,
+        shard_size=6,
         name="arithmetic, first look",
         labels={"run": "baseline", "step": "0"},
     )
@@ -58,7 +58,7 @@ def finished(site: Site) -> JobHandle:
 def flawed(site: Site) -> JobHandle:
     """Succeeded, though one prompt could not be done; every text in it is hostile."""
     job = submit(site, [HOSTILE, "2+2=", HOSTILE * 20], name=HOSTILE, labels={"<b>run</b>": HOSTILE})
-    rows = [row(p, g, response=HOSTILE, token_ends=[2, len(HOSTILE)]) for p in (0, 1) for g in (0, 1)]
+    rows = [row(p, g, prompt=HOSTILE, response=HOSTILE, token_ends=[2, len(HOSTILE)]) for p in (0, 1) for g in (0, 1)]
     do_shard(site.client, job.id, rows)
     error = {"prompt_index": 2, "sample_index": None, "custom_id": "2", "error": f"the prompt is too long: {HOSTILE}"}
     do_shard(site.client, job.id, [], [error])
@@ -91,13 +91,13 @@ def running(site: Site) -> JobHandle:
         store.register_worker(worker, this_process(), queues=queues, device="NVIDIA H100 80GB HBM3")
     claim = store.claim("trainer-0a1b2c3d", queues=["default"], model=None, age_limit=600)
     assert claim is not None and claim.job.id == job.id
-    store.beat(claim, sequences=1, tokens=118)
+    store.beat(claim, sequences=1, tokens=2)
     store.worker_beat(
         "trainer-0a1b2c3d",
         job_id=job.id,
         shard=claim.shard.index,
         model="tiny-arithmetic",
-        tokens_per_second=12_345.6,
+        tokens_per_second=1.5,
         memory_used=61 << 30,
         memory_total=80 << 30,
     )
