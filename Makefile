@@ -29,6 +29,7 @@ lint: .venv/.installed-test
 	$(BIN)/lint-imports
 
 test: lint
+	@bash scripts/browser.sh
 	$(BIN)/pytest -m "not slow"
 
 # Proofs that take minutes.
