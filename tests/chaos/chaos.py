@@ -40,7 +40,8 @@ from tests.faults.outages.site import (
 _MOST_WORKERS = 4
 _JOB_EVERY = 3.0  # seconds, so that what is submitted can also be done
 _LONGEST = 2 * LEASE  # seconds that a fault lasts at most
-_USUAL_START = 2.0  # seconds from nothing to a first claim; where it takes longer, faults come more slowly as well
+_USUAL_START = 2.0  # seconds from nothing to a first claim; where it takes longer, faults come more slowly as well,
+_SLOWEST = 4.0  # up to so many times
 
 
 class Chaos:
@@ -99,7 +100,7 @@ class Chaos:
             self.submit()
             self.start_a_worker()
         self.site.until(lambda: any(job.record.started_at for job in self._jobs()))  # the first worker is there
-        pace = max(1.0, (time.monotonic() - self.began) / _USUAL_START)
+        pace = min(max(1.0, (time.monotonic() - self.began) / _USUAL_START), _SLOWEST)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._end_what_is_due()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client import JobHandle
+from jobs.client import Client, JobHandle
 from jobs.gc import ORPHAN_AGE, collect
 from jobs.records import Job
 from tests.faults.conftest import TWELVE, Lab, assert_complete, scripted_rows
@@ -87,7 +87,8 @@ def test_a_submit(lab: Lab, tmp_path: Path, fault: str) -> None:
 def test_a_shard_that_kills_its_worker_each_time(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fails after its limit, the dead one's last words kept, and is no reason to give up the others."""
     lab.settings = lab.settings.model_copy(update={"max_failures": 2})
-    lab.client.settings = lab.settings
+    lab.client.close()
+    lab.client = Client(lab.settings)
     python = tmp_path / "python"  # the child of a waiting client, as a puppet without faults
     python.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} -P -m tests.faults.puppet {tmp_path} -- "$@"\n')
     python.chmod(0o755)

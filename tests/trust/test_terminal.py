@@ -44,7 +44,7 @@ TRIED = {
     "delete": "delete --yes JOB",
     "upgrade": "db upgrade",
 }
-PROCESSES = {"worker", "web"}  # they log, see below
+PROCESSES = {"worker", "web", "up"}  # they log, see below
 # Nothing of the job is shown by these, however hostile it is.
 SILENT = {"cancel", "retry", "delete", "gc", "upgrade", "watch", "wait"}
 
