@@ -21,13 +21,14 @@ def open_together(settings: Settings, start: Any, opened: Any) -> None:
         opened.put(repr(error))
 
 
-def claim_all(settings: Settings, worker: str, start: Any, claimed: Any) -> None:
-    """Claims and commits until nothing is left; puts the keys of its claims."""
+def claim_all(settings: Settings, worker: str, together: Any, claimed: Any) -> None:
+    """Claims and commits until nothing is left, each claim at the same moment as the others'; puts their keys."""
     store = Store.open(settings)
-    start.wait(60)
     keys = []
+    together.wait(60)
     while (mine := try_claim(store, worker)) is not None:
         keys.append(mine.key)
         assert store.commit(mine, result())
+        together.wait(60)
     claimed.put(keys)
     store.close()
