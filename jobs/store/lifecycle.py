@@ -7,10 +7,10 @@ from sqlalchemy import Connection, delete, select, update
 from jobs.errors import WrongState
 from jobs.records import Claim, Job, Shard, Worker
 from jobs.states import JobState, ShardState
-from jobs.store.locked import AT_REST, LockedJob
+from jobs.store.locked import AT_REST, NOW, LockedJob
 from jobs.store.part import IS_RUNNING, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, WORKER_COLUMNS, job_record, shard_record, worker_record
-from jobs.store.schema import attempts, job_labels, jobs, now, shards, store, webhooks
+from jobs.store.schema import attempts, job_labels, jobs, shards, store, webhooks
 
 
 class Lifecycle(Part):
@@ -51,7 +51,7 @@ class Lifecycle(Part):
                 hint = left if job.counts[ShardState.CANCELLED] else ""
                 raise WrongState(f"job {job_id} is {job.state}: it has no failed shard to retry{hint}")
             job.enter(JobState.QUEUED)
-            job.set(error=None, notice=None, ended_at=None, waiting_since=now())
+            job.set(error=None, notice=None, ended_at=None, waiting_since=NOW)
             if not job.counts[ShardState.DONE]:
                 job.set(identity=None)  # nothing was made yet, so whatever the model is now may be pinned
             job.save()
@@ -82,7 +82,7 @@ class Lifecycle(Part):
                 job.move(source, ShardState.FAILED, error=error, **AT_REST)
             job.sealed = True
             job.enter(JobState.FAILED)
-            job.set(error=error, ended_at=now())
+            job.set(error=error, ended_at=NOW)
             job.save()
             return True
 
@@ -158,13 +158,13 @@ class Lifecycle(Part):
 _PAST_TTL = (
     jobs.c.ttl.is_not(None),
     jobs.c.ended_at.is_not(None),
-    jobs.c.ended_at + jobs.c.ttl <= now(),
+    jobs.c.ended_at + jobs.c.ttl <= NOW,
     jobs.c.deleted_at.is_(None),
 )
 
 
 def _delete(job: LockedJob) -> None:
-    job.set(deleted_at=now(), idempotency_key=None)
+    job.set(deleted_at=NOW, idempotency_key=None)
     job.save()
     job.connection.execute(delete(job_labels).where(job_labels.c.job_id == job.id))
 
@@ -180,5 +180,5 @@ def _end_running_attempts(connection: Connection, job_id: str, error: str) -> No
         .scalar_subquery()
     )
     unended = (attempts.c.job_id == job_id, attempts.c.ended_at.is_(None))
-    values = {"ended_at": now(), "outcome": "failed", "error": error, "tokens": tokens}
+    values = {"ended_at": NOW, "outcome": "failed", "error": error, "tokens": tokens}
     connection.execute(update(attempts).where(*unended).values(values))
