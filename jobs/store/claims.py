@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, 
 from jobs.records import Beat, Claim, ShardResult
 from jobs.states import JobState, ShardState
 from jobs.store.choice import LoadedModel, best_job, pending_job
-from jobs.store.locked import NOW, LockedJob
+from jobs.store.locked import FENCE, LABELS, NOW, LockedJob
 from jobs.store.part import IS_PENDING, IS_RUNNING, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, job_record, shard_record
-from jobs.store.schema import attempts, job_labels, jobs, shards
+from jobs.store.schema import attempts, jobs, shards
 
 Key = tuple[str, int, int]  # (job, shard, attempt)
 
@@ -183,24 +183,14 @@ def _claim_in(connection: Connection, job_id: str, worker_id: str, *, aged: bool
     connection.execute(_ATTEMPT, {**key, "worker_id": worker_id, "claimed_at": shard.claimed_at})
     claim = Claim(job_record(job), shard_record(shard), worker_id, aged=bool(aged))
     if claim.job.labels:
-        connection.execute(_LABELS, {"job": job_id})
+        connection.execute(LABELS, {"job": job_id, "new": JobState.RUNNING})
     return claim
 
 
-_LABELS = (  # lists find a job by its labels in its state
-    update(job_labels)
-    .where(job_labels.c.job_id == bindparam("job"), job_labels.c.state != JobState.RUNNING)
-    .values(state=JobState.RUNNING)
-)
 _STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job"))
 _BEAT = (
     update(shards)
-    .where(
-        shards.c.job_id == bindparam("job"),
-        shards.c.index == bindparam("shard"),
-        shards.c.attempt == bindparam("of_attempt"),
-        shards.c.state == ShardState.RUNNING,
-    )
+    .where(*FENCE)
     .values(beat=shards.c.beat + 1, running_sequences=bindparam("made"), running_tokens=bindparam("made_tokens"))
 )
 _SERVE = (

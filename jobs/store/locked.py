@@ -28,15 +28,19 @@ _LOCK = (
     .where(jobs.c.id == bindparam("job"), jobs.c.deleted_at.is_(None))
     .with_for_update()
 )
-_RUNNING = select(shards).where(
+FENCE = (
     shards.c.job_id == bindparam("job"),
     shards.c.index == bindparam("shard"),
-    shards.c.attempt == bindparam("attempt"),
+    shards.c.attempt == bindparam("of_attempt"),  # a parameter named like a column would be written to it
     shards.c.state == ShardState.RUNNING,
 )
+_RUNNING = select(shards).where(*FENCE)
 
-# Lists find a job by its labels in its state.
-_LABELS = update(job_labels).where(job_labels.c.job_id == bindparam("job")).values(state=bindparam("new"))
+LABELS = (  # lists find a job by its labels in its state
+    update(job_labels)
+    .where(job_labels.c.job_id == bindparam("job"), job_labels.c.state != bindparam("new"))
+    .values(state=bindparam("new"))
+)
 
 
 class LockedJob:
@@ -89,7 +93,8 @@ class LockedJob:
 
     def running(self, index: int, attempt: int) -> Row[Any] | None:
         """The shard's row if the fence (job, shard, attempt, running) holds; it will, until the transaction ends."""
-        return self.connection.execute(_RUNNING, {"job": self.id, "shard": index, "attempt": attempt}).one_or_none()
+        key = {"job": self.id, "shard": index, "of_attempt": attempt}
+        return self.connection.execute(_RUNNING, key).one_or_none()
 
     def end_attempt(self, index: int, attempt: int, outcome: str, *, tokens: int, **values: Any) -> None:
         """Close the record of one attempt; `tokens` of an attempt that was thrown away are what it had generated."""
@@ -164,7 +169,7 @@ class LockedJob:
         reckoned = tuple((name, value) for name, value in values.items() if name not in told)
         self.connection.execute(_saving(tuple(told), reckoned), {"job": self.id, **_new(told)})
         if self.state != self.row.state:
-            self.connection.execute(_LABELS, {"job": self.id, "new": self.state})
+            self.connection.execute(LABELS, {"job": self.id, "new": self.state})
         if self._ends:
             self._tell_of_the_end()
 
@@ -173,7 +178,7 @@ class LockedJob:
         spec = self.connection.scalar(select(jobs.c.spec).where(jobs.c.id == self.id))
         if isinstance(spec, dict) and (url := spec.get("webhook")):
             event = {"job_id": self.id, "revision": self.row.revision + 1, "url": str(url)}
-            self.connection.execute(insert(webhooks).values(**event, next_try_at=now(), created_at=now()))
+            self.connection.execute(insert(webhooks).values(**event, next_try_at=NOW, created_at=NOW))
 
 
 def recount(connection: Connection, job_id: str) -> dict[str, int]:
