@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jobs.parquet import read_columns
+from jobs.ragged import row_sums
 
 SCANNED = 200_000  # sequences that are compared, the first of a job: about a second
 _NAMES = ("prompt_index", "sample_index")
@@ -101,15 +102,10 @@ def _values(lists: Any, measure: Measure) -> np.ndarray[Any, Any]:
     lengths = np.asarray(lists.value_lengths().fill_null(0), dtype=np.int64)
     if measure is Measure.LENGTH:
         return np.asarray(lengths, dtype=np.float64)
-    sums = np.zeros(len(lengths))
-    some = lengths > 0
-    if some.any():
-        # Rows without tokens take no room among the values: each of the others begins where the one before it ended.
-        starts = (np.cumsum(lengths) - lengths)[some]
-        sums[some] = np.add.reduceat(np.asarray(lists.flatten(), dtype=np.float64), starts)
+    sums = row_sums(np.asarray(lists.flatten(), dtype=np.float64), lengths)
     sums[np.asarray(lists.is_null())] = np.nan
     if measure.endswith("_sum"):
         return sums
     means = np.full(len(sums), np.nan)
-    means[some] = sums[some] / lengths[some]
+    np.divide(sums, lengths, out=means, where=lengths > 0)
     return means

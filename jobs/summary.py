@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from jobs.gold import is_correct
 from jobs.parquet import as_numpy
+from jobs.ragged import row_sums
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -204,11 +205,7 @@ def _by_position(places: Ints, values: np.ndarray[Any, Any]) -> ByPosition:
 
 
 def _of_sequences(logprobs: np.ndarray[Any, Any], lengths: Ints) -> dict[str, Any]:
-    some = lengths > 0
-    starts = (np.cumsum(lengths) - lengths)[some]  # reduceat gives an empty row its neighbour's first value
-    sums = np.zeros(len(lengths))
-    if len(starts):
-        sums[some] = np.add.reduceat(logprobs, starts, dtype=np.float64)
+    sums = row_sums(logprobs, lengths)
     counts = np.bincount(SEQUENCE_BINS.of(sums.astype(np.float32)), minlength=SEQUENCE_BINS.count)
     finite = np.isfinite(sums)
     return {
