@@ -236,6 +236,7 @@ class Claim:
     shard: Shard
     worker_id: str
     aged: bool = False  # taken out of its turn, because its job had not been served for the age limit
+    known: bool = True  # the worker has a row, and it now names this shard
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -78,6 +78,7 @@ class Drain:
     _paused: _Pause | None = None  # nothing can be run here
     _unrung: str | None = None  # why the last ring failed
     _idle: bool = False  # in its row, as far as it was told: whoever leaves something to be claimed rings for it
+    _shown: dict[str, Any] = field(default_factory=dict)  # of this worker in its row, besides what it works on
     _astray: bool = False  # the database went away with a claim of ours in an unknown state
     _looked: float = 0.0  # when the shards of others were last looked after (monotonic)
 
@@ -174,14 +175,18 @@ class Drain:
 
     def _tell(self, **doing: Any) -> None:
         """Show people that this worker lives, how it is, and what it is doing."""
-        loaded = self.engine.loaded
-        told: dict[str, Any] = {"model": loaded[0] if loaded else None, "device": shown(self.engine.device)}
-        told |= {"paused": self._why_paused(), **self.vitals.memory, **doing}
         self._idle = False
+        self._shown = self._state()
+        told = {**self._shown, **self.vitals.memory, **doing}
         if not self.store.worker_beat(self.worker_id, **told):
             self.register()  # its row was lost
             self.store.worker_beat(self.worker_id, **told)
         self._idle = told["job_id"] is None and told["paused"] is None
+
+    def _state(self) -> dict[str, Any]:
+        loaded = self.engine.loaded
+        device = shown(self.engine.device)
+        return {"model": loaded[0] if loaded else None, "device": device, "paused": self._why_paused()}
 
     def _claim(self) -> Claim | None:
         if self._resting:
@@ -215,8 +220,10 @@ class Drain:
 
     def _run(self, claim: Claim) -> None:
         job_id = claim.job.id
-        self._tell(job_id=job_id, shard=claim.shard.index)
+        self._idle = False  # the claim has told
         self._ring(claim)
+        if not claim.known or self._state() != self._shown:
+            self._tell(job_id=job_id, shard=claim.shard.index)
         try:
             with self.turns.serving(claim), logging_for(job_id, claim.shard.index, claim.shard.attempt):
                 Attempt(

@@ -104,8 +104,6 @@ class Heartbeat:
             try:
                 if self._beat():
                     return
-                told = {"tokens_per_second": self.tokens_per_second, **self._vitals.memory}
-                self._store.worker_beat(self._claim.worker_id, **told)
                 self._look()
             except StoreError as error:
                 log.warning("no heartbeat: %s", error)
@@ -114,7 +112,8 @@ class Heartbeat:
 
     def _beat(self) -> bool:
         """One beat; True if there is nothing left to beat for."""
-        beat = self._store.beat(self._claim, sequences=self.sequences, tokens=self.tokens)
+        worker = {"tokens_per_second": self.tokens_per_second, **self._vitals.memory}
+        beat = self._store.beat(self._claim, sequences=self.sequences, tokens=self.tokens, **worker)
         if beat.lost:
             self._verdict = LeaseLost
         elif beat.cancel:

@@ -7,16 +7,18 @@ and `state = 'running'`. Who lost the fence changes nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, select, update
 
 from jobs.records import Beat, Claim, ShardResult
 from jobs.states import JobState, ShardState
 from jobs.store.choice import LoadedModel, best_job, pending_job
-from jobs.store.locked import FENCE, LABELS, NOW, LockedJob
-from jobs.store.part import IS_PENDING, IS_RUNNING, Part, through
+from jobs.store.locked import FENCE, LABELS, LockedJob
+from jobs.store.part import IS_PENDING, IS_RUNNING, NOW, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, job_record, shard_record
 from jobs.store.schema import attempts, jobs, shards
+from jobs.store.workers import tell
 
 Key = tuple[str, int, int]  # (job, shard, attempt)
 
@@ -34,6 +36,7 @@ class Claims(Part):
     ) -> Claim | None:
         """Take the best pending shard of the best job; None if nothing is pending in these queues.
 
+        The worker's row says so from then on.
         The job: an aged one first, of which no shard runs and none has ended for `age_limit` seconds, and of several
         the one that waits longest; so each of them is served in its turn, whatever stands below. Then by priority; by
         the fewest running shards of its owner; by `model`, the one loaded (model, adapter), its base; by the owner
@@ -63,12 +66,16 @@ class Claims(Part):
         with self.db.reading() as connection:
             return connection.scalar(through(query, jobs, "jobs_open")) is not None
 
-    def beat(self, claim: Claim, *, sequences: int, tokens: int) -> Beat:
-        """Show that the attempt lives, and how far it is. Touches only the shard's own row: it waits for no one."""
+    def beat(self, claim: Claim, *, sequences: int, tokens: int, **worker: Any) -> Beat:
+        """Show that the attempt lives, and how far it is; `worker`: columns of the worker's row, which lives as well.
+
+        Touches only the shard's own row and the worker's: it waits for no one.
+        """
         job_id, index, attempt = claim.key
         key = {"job": job_id, "shard": index, "of_attempt": attempt}
         with self.db.transaction() as connection:
             updated = connection.execute(_BEAT, {**key, "made": sequences, "made_tokens": tokens})
+            tell(connection, claim.worker_id, worker)
             state = connection.scalar(_STATE, {"job": job_id})
             return Beat(cancel=state == JobState.CANCELLING, lost=updated.rowcount == 0)
 
@@ -181,7 +188,8 @@ def _claim_in(connection: Connection, job_id: str, worker_id: str, *, aged: bool
     shard = connection.execute(_BEGIN, {"job": job_id, "worker": worker_id}).one()
     key = {"job_id": job_id, "shard": shard._mapping["index"], "attempt": shard.attempt}
     connection.execute(_ATTEMPT, {**key, "worker_id": worker_id, "claimed_at": shard.claimed_at})
-    claim = Claim(job_record(job), shard_record(shard), worker_id, aged=bool(aged))
+    known = tell(connection, worker_id, {"job_id": job_id, "shard": shard._mapping["index"]})
+    claim = Claim(job_record(job), shard_record(shard), worker_id, aged=bool(aged), known=known)
     if claim.job.labels:
         connection.execute(LABELS, {"job": job_id, "new": JobState.RUNNING})
     return claim

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, delete, select, update
 from jobs.errors import WrongState
 from jobs.records import Claim, Job, Shard, Worker
 from jobs.states import JobState, ShardState
-from jobs.store.locked import AT_REST, NOW, LockedJob
-from jobs.store.part import IS_RUNNING, Part, through
+from jobs.store.locked import AT_REST, LockedJob
+from jobs.store.part import IS_RUNNING, NOW, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, WORKER_COLUMNS, job_record, shard_record, worker_record
 from jobs.store.schema import attempts, job_labels, jobs, shards, store, webhooks
 

@@ -16,12 +16,11 @@ from sqlalchemy import ClauseElement, Connection, Row, Update, bindparam, func, 
 from jobs.errors import JobNotFound
 from jobs.records import ShardResult
 from jobs.states import JOB_EDGES, SHARD_EDGES, JobState, ShardState
-from jobs.store.schema import attempts, job_labels, jobs, now, shards, webhooks
+from jobs.store.part import NOW, new, written
+from jobs.store.schema import attempts, job_labels, jobs, shards, webhooks
 
 # Clears what belongs to a running attempt.
 AT_REST: dict[str, Any] = {"worker_id": None, "running_sequences": 0, "running_tokens": 0}
-
-NOW = now()  # one object, for statements that are built once: building one takes as long as running it
 
 _LOCK = (
     select(*(column for column in jobs.c if column is not jobs.c.spec))
@@ -86,7 +85,7 @@ class LockedJob:
         if (source, target) not in SHARD_EDGES:
             raise AssertionError(f"job {self.id}: there is no edge {source} → {target} for a shard")
         statement = _moving(source, target, index is not None, tuple(values))
-        moved = self.connection.execute(statement, {"job": self.id, "shard": index, **_new(values)}).rowcount
+        moved = self.connection.execute(statement, {"job": self.id, "shard": index, **new(values)}).rowcount
         self.counts[source] -= moved
         self.counts[target] += moved
         return moved
@@ -100,7 +99,7 @@ class LockedJob:
         """Close the record of one attempt; `tokens` of an attempt that was thrown away are what it had generated."""
         values |= {"outcome": outcome, "tokens": tokens}
         key = {"job": self.id, "of_shard": index, "of_attempt": attempt}
-        self.connection.execute(_ending(tuple(values)), key | _new(values))
+        self.connection.execute(_ending(tuple(values)), key | new(values))
 
     def finish(self, index: int, attempt: int, result: ShardResult) -> None:
         """A running shard is done: its files, its totals, its attempt."""
@@ -167,7 +166,7 @@ class LockedJob:
         values = {"state": self.state, "sealed": self.sealed, **counters, **self._changes}
         told = {name: value for name, value in values.items() if not isinstance(value, ClauseElement)}
         reckoned = tuple((name, value) for name, value in values.items() if name not in told)
-        self.connection.execute(_saving(tuple(told), reckoned), {"job": self.id, **_new(told)})
+        self.connection.execute(_saving(tuple(told), reckoned), {"job": self.id, **new(told)})
         if self.state != self.row.state:
             self.connection.execute(LABELS, {"job": self.id, "new": self.state})
         if self._ends:
@@ -191,30 +190,21 @@ def recount(connection: Connection, job_id: str) -> dict[str, int]:
     return {name: int(value) for name, value in row._mapping.items()}
 
 
-def _new(values: dict[str, Any]) -> dict[str, Any]:
-    """Parameters that are written, apart from those that choose the row."""
-    return {f"new_{name}": value for name, value in values.items()}
-
-
-def _written(names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: bindparam(f"new_{name}") for name in names}
-
-
 @lru_cache(maxsize=64)
 def _moving(source: ShardState, target: ShardState, one: bool, names: tuple[str, ...]) -> Update:
     where = [shards.c.job_id == bindparam("job"), shards.c.state == source]
     where += [shards.c.index == bindparam("shard")] if one else []
-    return update(shards).where(*where).values(state=target, ended_at=NOW if target.ended else None, **_written(names))
+    return update(shards).where(*where).values(state=target, ended_at=NOW if target.ended else None, **written(names))
 
 
 @lru_cache(maxsize=64)
 def _ending(names: tuple[str, ...]) -> Update:
     key = (attempts.c.job_id == bindparam("job"), attempts.c.shard == bindparam("of_shard"))
     this = update(attempts).where(*key, attempts.c.attempt == bindparam("of_attempt"))
-    return this.values(ended_at=NOW, **_written(names))
+    return this.values(ended_at=NOW, **written(names))
 
 
 @lru_cache(maxsize=64)
 def _saving(names: tuple[str, ...], reckoned: tuple[tuple[str, Any], ...]) -> Update:
-    values = {**_written(names), **dict(reckoned), "revision": jobs.c.revision + 1}
+    values = {**written(names), **dict(reckoned), "revision": jobs.c.revision + 1}
     return update(jobs).where(jobs.c.id == bindparam("job")).values(values)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, Update, bindparam, delete, insert, select, update
 
 from jobs.presence import SILENT_SECONDS
 from jobs.processes import ProcessName
 from jobs.records import Worker
-from jobs.store.part import Part
+from jobs.store.part import NOW, Part, new, written
 from jobs.store.rows import WORKER_COLUMNS, worker_record
 from jobs.store.schema import now, workers
 
@@ -29,10 +30,8 @@ class Workers(Part):
 
     def worker_beat(self, worker_id: str, **changes: Any) -> bool:
         """The worker lives; `changes` are columns of its row. False if the row is gone: register again."""
-        query = update(workers).where(workers.c.id == worker_id)
         with self.db.transaction() as connection:
-            beaten = connection.execute(query.values(beat=workers.c.beat + 1, seen_at=now(), **changes))
-            return beaten.rowcount == 1
+            return tell(connection, worker_id, changes)
 
     def forget_worker(self, worker_id: str) -> None:
         """The worker has left."""
@@ -55,3 +54,15 @@ class Workers(Part):
         """Seconds since the epoch by the database's clock, which every time in it was taken from."""
         with self.db.reading() as connection:
             return float(connection.scalar(select(now())) or 0.0)
+
+
+def tell(connection: Connection, worker_id: str, changes: Mapping[str, Any]) -> bool:
+    """Within a transaction: the worker lives, and `changes` are columns of its row. False if it has no row."""
+    told = connection.execute(_telling(tuple(changes)), {"worker": worker_id, **new(changes)})
+    return told.rowcount == 1
+
+
+@lru_cache(maxsize=64)
+def _telling(names: tuple[str, ...]) -> Update:
+    this = update(workers).where(workers.c.id == bindparam("worker"))
+    return this.values(beat=workers.c.beat + 1, seen_at=NOW, **written(names))

@@ -116,6 +116,21 @@ def test_workers_come_beat_and_go(store: Store) -> None:
     assert [w.id for w in store.workers()] == ["w2"]
 
 
+def test_a_claim_and_its_beats_show_in_the_workers_row(store: Store) -> None:
+    job = submit(store, 2)
+    store.register_worker("w1", PROCESS, queues=["default"])
+    assert store.idle_workers("default") == 1
+    mine = claim(store, "w1")
+    one = store.workers()[0]
+    assert mine.known and (one.job_id, one.shard, one.beat) == (job.id, 0, 1)
+    assert store.idle_workers("default") == 0
+    assert not store.beat(mine, sequences=1, tokens=5, tokens_per_second=2.5, memory_used=7).lost
+    one = store.workers()[0]
+    assert (one.tokens_per_second, one.memory_used, one.job_id, one.shard, one.beat) == (2.5, 7, job.id, 0, 2)
+    assert one.seen_at >= store.shard(job.id, 0).claimed_at
+    assert not claim(store, "a stranger").known
+
+
 def test_a_damaged_spec_hides_no_other_job_and_can_be_claimed(store: Store) -> None:
     """Its worker is the one to say that the job cannot run."""
     damaged, whole = submit(store, 1, id="a"), submit(store, 1, id="b")

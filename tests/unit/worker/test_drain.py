@@ -356,8 +356,9 @@ def test_a_worker_looks_once_a_poll_and_again_only_after_it_has_become_idle(
     claim, looks = Store.claim, []
 
     def seen(self: Store, *args: Any, **options: Any) -> Any:
+        idle = self.idle_workers("default") == 1
         found = claim(self, *args, **options)
-        looks.append((self.idle_workers("default") == 1, found is not None))
+        looks.append((idle, found is not None))
         return found
 
     monkeypatch.setattr(Store, "claim", seen)
