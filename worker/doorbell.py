@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -31,6 +32,7 @@ _TASK = "seqproc.ring"
 _SOCKET_SECONDS = 3  # that Redis may take to answer
 _HEALTH_SECONDS = 5  # that Redis may be silent where it owes an answer every second
 _AGAIN_SECONDS = 1.0  # until Celery is started again after it ended by itself
+_GIVE_WAY = 0.005  # seconds that Celery's thread leaves the interpreter to a drain that was rung
 _LEAVE_SECONDS = 1.0  # that a leaving worker gives Celery; nothing would be lost if it gave none
 
 
@@ -158,6 +160,7 @@ class _CeleryBell(RungBell):
         """
         self._idle = False
         self.ring()
+        time.sleep(_GIVE_WAY)
 
     @staticmethod
     def _task(queue: str) -> None:
