@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from benchmarks import crowd, latency, throughput
@@ -118,9 +119,12 @@ def overhead(lane: str) -> Callable[[Session], Figure]:
 
     def of(session: Session) -> Figure:
         report = session.overhead(lane)
-        each = ", ".join(f"{100 * (run['system'] / run['core'] - 1):.1f}" for run in report["runs"])
-        core = sum(run["core"] for run in report["runs"]) / len(report["runs"])
-        return Figure(report["percent"], f"{each}; {report['shards']} shards, {core:.1f} s of the core")
+        each = ", ".join(f"{run['percent']:.1f}" for run in report["runs"])
+        core, outside, longer = (
+            median(r[name] for r in report["runs"]) for name in ("core_s", "outside_ms", "longer_ms")
+        )
+        a_shard = f"a shard: {outside:.0f} ms outside of the engine, {longer:.0f} in it"
+        return Figure(report["percent"], f"{each}; {report['shards']} shards, {core:.1f} s of the core; {a_shard}")
 
     return of
 

@@ -26,11 +26,12 @@ Key = tuple[int, int]  # (prompt, sample)
 
 
 def overhead(lane: Lane, *, pairs: int, shards: int, shard_prompts: int, max_new_tokens: int) -> dict[str, Any]:
-    """Seconds of one job from its submit to its manifest, over those of the core called on the same shards.
+    """What a job takes from its submit to its manifest beyond the core called on the same shards, in percent of that.
 
-    The core runs each shard right before or right after the job system does, in turns, and its time is taken off the
-    job's: whatever makes the machine faster or slower for a while does so for both. `percent` is the median over
-    `pairs` jobs. `Wrong` if a token or a number differs.
+    The core runs each shard right before or right after the job's engine does, in turns, and its time is no part of the
+    job's. All that the job does outside its engine counts as it is; what its engine takes longer counts as the median
+    over the shards: one that the machine interrupted says nothing. `percent` is the median over `pairs` jobs.
+    `Wrong` if a token or a number differs.
     """
     examples = DATASET_REGISTRY[DATASET](split="train")[: shards * shard_prompts]
     prompts = [example.text for example in examples]
@@ -41,8 +42,8 @@ def overhead(lane: Lane, *, pairs: int, shards: int, shard_prompts: int, max_new
     runs = [jobs.run() for _ in range(pairs)]
     jobs.close()
     return {
-        "percent": statistics.median(100 * (system / core - 1) for system, core in runs),
-        "runs": [{"system": round(system, 3), "core": round(core, 3)} for system, core in runs],
+        "percent": statistics.median(run["percent"] for run in runs),
+        "runs": [{name: round(value, 3) for name, value in run.items()} for run in runs],
         "shards": shards,
         "tokens": sum(len(made.response_ids) for made in jobs.core.made.values()),
     }
@@ -55,6 +56,14 @@ class Made(NamedTuple):
     logprobs: list[float]
 
 
+class _Shard(NamedTuple):
+    """Seconds of one shard."""
+
+    own: float  # by the job's engine
+    core: float  # by the core called directly
+    both: float  # and all that this benchmark does besides
+
+
 class _Beside(CoreEngine):
     """The real engine, which calls the core directly on the same prompts as well, first or last in turns."""
 
@@ -64,25 +73,28 @@ class _Beside(CoreEngine):
         self._processor = SequenceProcessor(*load_model(MODEL), GenerationConfig(**settings))
         self._core_first = True
         self.made: dict[Key, Made] = {}  # by the core
-        self.seconds = 0.0  # of the core
+        self.shards: list[_Shard] = []
 
     def run(self, job: Job, rows: Sequence[SnapshotRow], on_step: OnStep) -> ShardRows:
         self._core_first = not self._core_first
-        if self._core_first:
-            self._core(rows)
+        began = time.perf_counter()
+        core = self._core(rows) if self._core_first else 0.0
+        own_began = time.perf_counter()
         made = super().run(job, rows, on_step)
-        if not self._core_first:
-            self._core(rows)
+        own = time.perf_counter() - own_began
+        core = core or self._core(rows)
+        self.shards.append(_Shard(own, core, time.perf_counter() - began))
         return made
 
-    def _core(self, rows: Sequence[SnapshotRow]) -> None:
+    def _core(self, rows: Sequence[SnapshotRow]) -> float:
         keys = [row.prompt_index for row in rows]
         began = time.perf_counter()
         prompts = [self._prompts[key] for key in keys]
         rollouts = list(self._processor.rollouts(prompts, G, seed=SEED, prompt_keys=keys))
-        self.seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
         for r in rollouts:
             self.made[keys[r.prompt_index], r.sample_index] = Made(list(r.response_ids), r.logprobs.tolist())
+        return seconds
 
 
 class _System:
@@ -97,12 +109,12 @@ class _System:
         self._drain = Drain(self._client.store, lane.settings, self.core, "w", ["default"], Stop())
         self._drain.register()
 
-    def run(self) -> tuple[float, float]:
-        """Seconds of one job to its manifest, and of the core alone."""
-        self.core.seconds, began = 0.0, time.perf_counter()
+    def run(self) -> dict[str, float]:
+        """Of one job to its manifest: seconds of the core alone, milliseconds a shard in and outside of the engine."""
+        self.core.shards, began = [], time.perf_counter()
         job = self._client.submit(prompts=self._prompts, **self._spec)
         self._drain.once()
-        seconds = time.perf_counter() - began - self.core.seconds
+        outside = time.perf_counter() - began - sum(shard.both for shard in self.core.shards)
         record = job.refresh()
         if record.state != "succeeded" or record.manifest_revision != record.revision:
             raise Wrong(f"The job on {self.lane.name} ended {record.state}: {record.error}")
@@ -110,8 +122,12 @@ class _System:
         made = {key: Made(list(row["response_ids"]), list(row["logprobs"])) for key, row in rows.items()}
         if made != self.core.made:
             raise Wrong(f"The job on {self.lane.name} made other sequences than the core called directly.")
-        print(f"{self.lane.name}: {seconds:.2f} s, the core {self.core.seconds:.2f} s", file=sys.stderr, flush=True)
-        return seconds, self.core.seconds
+        shards, core = len(self.core.shards), sum(shard.core for shard in self.core.shards)
+        longer = statistics.median(shard.own - shard.core for shard in self.core.shards)
+        run = {"core_s": core, "outside_ms": 1e3 * outside / shards, "longer_ms": 1e3 * longer}
+        run["percent"] = 0.1 * (run["outside_ms"] + run["longer_ms"]) * shards / core
+        print(self.lane.name, {name: round(value, 2) for name, value in run.items()}, file=sys.stderr, flush=True)
+        return run
 
     def close(self) -> None:
         self._client.close()
