@@ -123,19 +123,19 @@ def read_prompt(path: Path, prompt_index: int) -> list[dict[str, Any]]:
 
 def read_pieces(paths: Iterable[Path], columns: Sequence[str]) -> Iterator[pa.Table]:
     """These columns of all rows of these shard files, in tables of some megabytes each. Raises ResultsError."""
-    waiting: list[pa.RecordBatch] = []
+    waiting: list[pa.Table] = []
     size = 0
     for path in paths:
         with reading(path), pq.ParquetFile(path) as file:
-            # One thread: whoever reads many files has more to do at once than there are cores.
-            for batch in file.iter_batches(ROW_GROUP, columns=list(columns), use_threads=False):
-                waiting.append(batch)
-                size += batch.nbytes
+            for group in range(file.num_row_groups):
+                # One thread: whoever reads many files has more to do at once than there are cores.
+                waiting.append(file.read_row_group(group, columns=list(columns), use_threads=False))
+                size += waiting[-1].nbytes
                 if size >= _PIECE:
-                    yield pa.Table.from_batches(waiting)
+                    yield pa.concat_tables(waiting)
                     waiting, size = [], 0
     if waiting:
-        yield pa.Table.from_batches(waiting)
+        yield pa.concat_tables(waiting)
 
 
 def read_table(paths: Sequence[Path]) -> pa.Table:

@@ -18,3 +18,13 @@ def row_sums(values: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> np.
         starts = (np.cumsum(lengths) - lengths)[some]
         sums[some] = np.add.reduceat(values, starts, dtype=np.float64)
     return sums
+
+
+def positions_of(lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """[sum of lengths] where in its row each value stands, from 0."""
+    some = lengths[lengths > 0]
+    positions = np.ones(int(some.sum()), np.int64)  # each is one more than the last, but at the start of a row
+    if len(some):
+        positions[0] = 0
+        positions[np.cumsum(some)[:-1]] = 1 - some[:-1]
+    return np.cumsum(positions, out=positions)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from jobs.gold import is_correct
 from jobs.parquet import as_numpy
-from jobs.ragged import row_sums
+from jobs.ragged import positions_of, row_sums
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -184,12 +184,11 @@ def quantiles(counts: Ints, bins: Bins, shares: tuple[float, ...]) -> Floats:
 
 def _places(lengths: Ints) -> Ints:
     """[tokens] the bucket of each token's position."""
-    ends = np.cumsum(lengths)
-    positions = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    positions = positions_of(lengths)
     longest = int(lengths.max(initial=0))
     if longest <= 1 << _EXACT_BITS:
         return positions
-    return bucket_of(np.arange(longest))[positions]
+    return np.take(bucket_of(np.arange(longest)), positions, out=positions, mode="clip")  # "raise" would copy
 
 
 def _by_position(places: Ints, values: np.ndarray[Any, Any]) -> ByPosition:
