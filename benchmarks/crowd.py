@@ -23,6 +23,7 @@ from jobs.store import Store
 from jobs.store.schema import jobs
 
 OWNERS = 10  # each with one open job
+_TURNS = 4
 _PER_JOB = 10_000  # finished shards
 _ZEROS = ("failures", "beat", "running_sequences", "running_tokens", "prompt_errors")
 
@@ -42,6 +43,7 @@ def fill(store: Store, *, pending: int, finished: int) -> None:
     if store.dialect == "postgresql":  # as its autovacuum does; SQLite has to do without statistics
         with store.db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE"))
+            connection.execute(text("CHECKPOINT"))  # so that what is measured does not wait for what was filled in
     for job_id in (*opened[:1], *ended[:1]):
         job, totals = store.job(job_id), store.totals(job_id)
         if {name: getattr(job, name) for name in totals} != totals:
@@ -83,43 +85,47 @@ def _grow(connection: Connection, job_id: str, count: int, state: ShardState) ->
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(counters))
 
 
-def rates(lane: Lane, *, workers: tuple[int, ...], seconds: float, crowd: tuple[int, int] | None) -> dict[str, Any]:
-    """Claims with their commits per second by so many processes at once, and the milliseconds of each by one alone.
+def rates(
+    crowded: Lane, empty: Lane, *, workers: tuple[int, ...], seconds: float, crowd: tuple[int, int]
+) -> dict[str, Any]:
+    """Claims with their commits: per second by so many processes at once in a crowd, and milliseconds of each alone.
 
-    `crowd`: pending and finished shards in the tables; None: only those that are about to be claimed.
+    `crowd`: pending and finished shards in the tables of `crowded`. Those of `empty` hold only shards that are about to
+    be claimed; the two take turns, since the machine is not as fast from one minute to the next.
     """
-    store = Store.open(lane.settings)
-    pending, finished = crowd or (OWNERS * 1_000, 0)
+    pending, finished = crowd
+    stores = {"crowd": Store.open(crowded.settings), "without": Store.open(empty.settings)}
     began = time.perf_counter()
-    fill(store, pending=pending, finished=finished)
+    fill(stores["without"], pending=OWNERS * 1_000, finished=0)
+    fill(stores["crowd"], pending=pending, finished=finished)
     report: dict[str, Any] = {"pending": pending, "finished": finished, "filled_s": time.perf_counter() - began}
-    with plans(store) as report["plans"]:
-        _claim_and_commit(store, "w")
-    report["per_second"], report["median_ms"] = {}, {}
-    for count in workers:
-        durations = _race(lane, count, seconds)
-        report["per_second"][count] = sum(map(len, durations)) / seconds
-        report["median_ms"][count] = 1e3 * statistics.median(d for one in durations for d in one)
-        if not crowd:
-            fill(store, pending=pending, finished=0)
-    _check(store)
-    store.close()
+    with plans(stores["crowd"]) as report["plans"]:
+        _claim_and_commit(stores["crowd"], "w")
+    durations: dict[str, list[float]] = {name: [] for name in stores}
+    for _ in range(_TURNS):
+        for name, store in stores.items():
+            durations[name] += _claims(store, "w", seconds / _TURNS)
+    report["median_ms"] = {name: 1e3 * statistics.median(taken) for name, taken in durations.items()}
+    report["per_second"] = {count: _race(crowded, count, seconds) / seconds for count in workers}
+    for store in stores.values():
+        _check(store)
+        store.close()
     return report
 
 
-def _race(lane: Lane, count: int, seconds: float) -> list[list[float]]:
-    """Seconds of each claim with its commit, by each of `count` processes in `seconds`."""
+def _race(lane: Lane, count: int, seconds: float) -> int:
+    """How many claims with their commits `count` processes make in `seconds`."""
     spawn = multiprocessing.get_context("spawn")
     start, queue = spawn.Barrier(count), spawn.Queue()
     claimers = [spawn.Process(target=_claimer, args=(lane, f"w{i}", seconds, start, queue)) for i in range(count)]
     for process in claimers:
         process.start()
-    durations: list[list[float]] = [queue.get(timeout=seconds + 300) for _ in claimers]
+    made: list[int] = [queue.get(timeout=seconds + 300) for _ in claimers]
     for process in claimers:
         process.join(30)
         if process.exitcode != 0:
             raise Wrong(f"A process that claimed ended with {process.exitcode}.")
-    return durations
+    return sum(made)
 
 
 def _claimer(lane: Lane, name: str, seconds: float, start: Any, queue: Any) -> None:
@@ -127,12 +133,17 @@ def _claimer(lane: Lane, name: str, seconds: float, start: Any, queue: Any) -> N
     for _ in range(5):  # connections and statements warm
         _claim_and_commit(store, name)
     start.wait(300)
+    queue.put(len(_claims(store, name, seconds)))
+    store.close()
+
+
+def _claims(store: Store, name: str, seconds: float) -> list[float]:
+    """Seconds of each claim with its commit, one after the other for `seconds`."""
     durations, end = [], time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
         _claim_and_commit(store, name)
         durations.append(time.perf_counter() - began)
-    queue.put(durations)
-    store.close()
+    return durations
 
 
 def _claim_and_commit(store: Store, worker: str) -> None:

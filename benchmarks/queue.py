@@ -48,38 +48,36 @@ class Session:
     servers: Servers = field(default_factory=Servers)
     measured: dict[str, Any] = field(default_factory=dict)
 
-    def measure(self, name: str, function: Callable[..., Any], *args: Any, lane: str = "", **options: Any) -> Any:
-        """`function(*args, **options)` in a process of its own, on a new lane if one is named; what it raises."""
+    def measure(self, name: str, function: Callable[..., Any], *args: Any, lanes: str = "", **options: Any) -> Any:
+        """`function(*args, **options)` in a process of its own, on a new lane for each named one; what it raises."""
         if name not in self.measured:
-            on = [self.servers.lane(lane)] if lane else []
+            on = [self.servers.lane(lane) for lane in lanes.split()]
             self.measured[name] = in_own_process(name, function, *on, *args, **options)
         return self.measured[name]
 
     def latency(self, lane: str) -> dict[str, float]:
-        return self.measure(f"latency, {lane}", latency.ours, self.sizes.samples, lane=lane)
+        return self.measure(f"latency, {lane}", latency.ours, self.sizes.samples, lanes=lane)
 
     def bare_latency(self) -> dict[str, float]:
         return self.measure("latency, bare", latency.bare, self.servers.redis(), self.sizes.samples)
 
-    def claims(self, lane: str, crowded: bool) -> dict[str, Any]:
-        options = {"workers": self.sizes.claimers, "seconds": self.sizes.claim_seconds, "lane": lane}
-        if crowded:
-            return self.measure(f"claims, {lane}, in a crowd", crowd.rates, crowd=self.sizes.crowd, **options)
-        return self.measure(f"claims, {lane}", crowd.rates, crowd=None, **options)
+    def claims(self, lane: str) -> dict[str, Any]:
+        options = {"workers": self.sizes.claimers, "seconds": self.sizes.claim_seconds, "crowd": self.sizes.crowd}
+        return self.measure(f"claims, {lane}", crowd.rates, lanes=f"{lane} {lane}", **options)
 
     def overhead(self, lane: str) -> dict[str, Any]:
         from benchmarks import system  # not above: it loads torch, and every process here imports this module
 
         names = ("pairs", "shards", "shard_prompts", "max_new_tokens")
         options = {name: getattr(self.sizes, name) for name in names}
-        return self.measure(f"overhead, {lane}", system.overhead, lane=lane, **options)
+        return self.measure(f"overhead, {lane}", system.overhead, lanes=lane, **options)
 
     def scaling(self, lane: str) -> dict[str, Any]:
-        options = {"shards": self.sizes.sleeping_shards, "shard_seconds": self.sizes.shard_seconds, "lane": lane}
+        options = {"shards": self.sizes.sleeping_shards, "shard_seconds": self.sizes.shard_seconds, "lanes": lane}
         return self.measure(f"scaling, {lane}", throughput.scaling, self.sizes.workers, **options)
 
     def small_jobs(self, lane: str) -> dict[str, Any]:
-        return self.measure(f"small jobs, {lane}", throughput.small_jobs, self.sizes.small_jobs, lane=lane)
+        return self.measure(f"small jobs, {lane}", throughput.small_jobs, self.sizes.small_jobs, lanes=lane)
 
     def bare_tasks(self) -> dict[str, Any]:
         return self.measure("tasks, bare", throughput.bare_tasks, self.servers.redis(), self.sizes.small_jobs)
@@ -104,10 +102,9 @@ def flatness(lane: str) -> Callable[[Session], Figure]:
     """Milliseconds of a claim with its commit by one worker in a crowd, of those in tables with little else."""
 
     def of(session: Session) -> Figure:
-        crowded, empty = session.claims(lane, True), session.claims(lane, False)
-        first = session.sizes.claimers[0]
-        took, alone = crowded["median_ms"][first], empty["median_ms"][first]
-        per_second = " / ".join(f"{rate:,.0f}" for rate in crowded["per_second"].values())
+        report = session.claims(lane)
+        took, alone = report["median_ms"]["crowd"], report["median_ms"]["without"]
+        per_second = " / ".join(f"{rate:,.0f}" for rate in report["per_second"].values())
         by = " / ".join(map(str, session.sizes.claimers))
         return Figure(took / alone, f"{took:.2f} ms against {alone:.2f} ms; {per_second} per second by {by} workers")
 

@@ -40,7 +40,7 @@ def test_a_quick_run_makes_a_table_and_json(capsys: pytest.CaptureFixture[str]) 
     report = json.loads(out.splitlines()[-1])
     assert [row["name"] for row in report["rows"]] == names
     assert all(math.isfinite(row["measured"]) and row["verdict"] is None for row in report["rows"]), report["rows"]
-    assert report["measured"]["claims, sqlite, in a crowd"]["finished"] == queue.QUICK.crowd[1]
+    assert report["measured"]["claims, sqlite"]["finished"] == queue.QUICK.crowd[1]
     assert "jobs_open" in out and "shards_pending" in out, "the plans are shown"
 
 
