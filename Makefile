@@ -30,7 +30,7 @@ lint: .venv/.installed-test
 
 test: lint
 	@bash scripts/browser.sh
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 # Proofs that take minutes.
 test-slow: .venv/.installed-test

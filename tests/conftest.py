@@ -107,3 +107,11 @@ def _administer(url: str, statement: str) -> None:
     with engine.connect() as connection:
         connection.execute(text(statement))
     engine.dispose()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where the browser tests left their pictures."""
+    folder = Path(__file__).parent / "browser" / "screenshots"
+    if folder.exists():
+        count = len(list(folder.glob("*.png")))
+        terminalreporter.write_line(f"{count} screenshots of the pages are in {folder}")

@@ -16,7 +16,6 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.browser import chromium
 from tests.browser.chromium import Visitor
 from tests.browser.gallery import Gallery, hang
-from tests.browser.looks import SCREENSHOTS
 from tests.browser.site import Site
 
 Arrive = Callable[..., Visitor]
@@ -77,10 +76,3 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, migrated_file: Path) -> It
     """A server with a job in every state, to be looked at and not to be changed."""
     with Site.started(tmp_path_factory.mktemp("gallery"), migrated_file) as site:
         yield hang(site)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say where the pictures are."""
-    if SCREENSHOTS.exists():
-        count = len(list(SCREENSHOTS.glob("*.png")))
-        terminalreporter.write_line(f"{count} screenshots of the pages are in {SCREENSHOTS}")
