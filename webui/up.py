@@ -128,9 +128,11 @@ def _prepare(settings: Settings) -> None:
 
 def _children(settings: Settings, workers: int, gpus: str | None) -> list[Kept]:
     from jobs.kept import Kept
+    from jobs.settings import WEB_SECRETS
 
     command = [sys.executable, "-P", "-m", "jobs", "worker", "--quiet"]  # -P: not the `jobs` of the current directory
-    environment = {name: v for name, v in os.environ.items() if name not in ("SEQPROC_TOKEN", "SEQPROC_TOKENS")}
+    withheld = {f"SEQPROC_{name.upper()}" for name in WEB_SECRETS}
+    environment = {name: value for name, value in os.environ.items() if name not in withheld}
 
     def child(number: int) -> Kept:
         called = f"worker {number + 1}" if workers > 1 else "the worker"
