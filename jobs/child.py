@@ -21,6 +21,9 @@ from jobs.records import Job
 from jobs.settings import WEB_SECRETS, Settings
 from jobs.store import Store
 
+# -P: a folder named `jobs` where the user happens to stand must not be taken for ours
+WORKER = (sys.executable, "-P", "-m", "jobs", "worker")
+
 _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
 
@@ -48,8 +51,7 @@ class ChildWorker:
     def _start(self) -> None:
         self._stderr = TemporaryFile()  # noqa: SIM115  read when the child has left
         self._process = subprocess.Popen(
-            # -P: a folder named `jobs` where the user happens to stand must not be taken for ours
-            [sys.executable, "-P", "-m", "jobs", "worker", "--idle-exit", "--quiet", "--queue", self.queue],
+            [*WORKER, "--idle-exit", "--quiet", "--queue", self.queue],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
