@@ -25,6 +25,8 @@ from rlp_datasets import DatasetError
 
 T = TypeVar("T")
 
+FEW = "a few tokens"  # what a quick run is on
+
 
 @dataclass
 class Session:
@@ -238,11 +240,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     out = console()
     out.print(drawn(report))
-    if session.quick:
-        out.print("A quick run on a few tokens: it shows that everything works; its figures mean nothing.")
     if not report["published_data"]:
         out.print("GSM8K here is not the published one: the figures are of another workload than W1.")
-    return finish(report)
+    return finish(report, FEW)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -251,7 +251,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", choices=ROWS, nargs="+", default=[], help="these rows of the table")
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts")
     parser.add_argument("--usual-runs", type=int, default=1, help="the same for the usual pattern, which takes minutes")
-    parser.add_argument("--quick", action="store_true", help="a few tokens, to see that everything works")
+    parser.add_argument("--quick", action="store_true", help=f"{FEW}, to see that everything works")
     parser.add_argument("--models", type=Path, help="folder to keep the models in")
     return parser.parse_args(arguments)
 

@@ -7,16 +7,15 @@ everything. Exit code 1 only if an output is wrong: never for a speed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from benchmarks import crowd, latency, throughput
-from benchmarks.lanes import Servers
-from benchmarks.table import Figure, Row, console, drawn, finish, in_own_process
+from benchmarks.run import Run
+from benchmarks.table import Figure, Row, console, drawn, finish, parsed
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,12 @@ class Sizes:
     small_jobs: int = 1_000
 
 
+FEW = "a few shards"  # what a quick run is on
 QUICK = Sizes(3, (1, 2), 0.2, (1_000, 2_000), 1, 2, 2, 4, (1, 2), 4, 0.05, 20)
 
 
-@dataclass
-class Session:
-    """One run of the benchmark: its sizes, its servers, and what was measured so far, each thing once."""
-
-    sizes: Sizes
-    servers: Servers = field(default_factory=Servers)
-    measured: dict[str, Any] = field(default_factory=dict)
-
-    def measure(self, name: str, function: Callable[..., Any], *args: Any, lanes: str = "", **options: Any) -> Any:
-        """`function(*args, **options)` in a process of its own, on a new lane for each named one; what it raises."""
-        if name not in self.measured:
-            on = [self.servers.lane(lane) for lane in lanes.split()]
-            self.measured[name] = in_own_process(name, function, *on, *args, **options)
-        return self.measured[name]
+class Session(Run[Sizes]):
+    """What the rows are figures of."""
 
     def latency(self, lane: str) -> dict[str, float]:
         return self.measure(f"latency, {lane}", latency.ours, self.sizes.samples, lanes=lane)
@@ -178,37 +166,16 @@ ROWS: dict[str, Row] = {
 }
 
 
-def run(session: Session, only: list[str], quick: bool) -> dict[str, Any]:
-    """Everything that was measured, and the rows of the table."""
-    from benchmarks import machine  # loads torch
-
-    chosen = {name: row for name, row in ROWS.items() if not only or name in only}
-    lines = [row.line(name, session, judged=not quick) for name, row in chosen.items()]
-    return {"quick": quick, "machine": machine.described(), "rows": lines, "measured": session.measured}
-
-
 def main(arguments: list[str] | None = None) -> int:
-    options = _options(arguments)
+    options = parsed(arguments, "benchmarks.queue", __doc__, ROWS, FEW)
     session = Session(QUICK if options.quick else Sizes())
-    try:
-        report = run(session, options.only, options.quick)
-    finally:
-        session.servers.close()
+    report = session.report(ROWS, options.only, options.quick)
     about, out = report["machine"], console()
     out.print(drawn(f"Jobs and their queue; {about['cpu']}, {about['cores']} cores", ROWS, report["rows"]))
     for name, measured in report["measured"].items():
         for plan in measured.get("plans", ()):
             out.print(f"\n{name}:\n{plan}", markup=False, highlight=False)
-    if options.quick:
-        out.print("A quick run on a few shards: it shows that everything works; its figures mean nothing.")
-    return finish(report)
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.queue", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=ROWS, nargs="+", default=[], help="these rows of the table")
-    parser.add_argument("--quick", action="store_true", help="a few shards, to see that everything works")
-    return parser.parse_args(arguments)
+    return finish(report, FEW)
 
 
 if __name__ == "__main__":

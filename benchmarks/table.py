@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -88,7 +89,17 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def finish(report: dict[str, Any]) -> int:
-    """Print the report as the last line; the exit code: 1 only if a row failed."""
+def parsed(arguments: list[str] | None, prog: str, about: str | None, rows: dict[str, Row], few: str) -> Namespace:
+    """The options `only` and `quick`; the module's docstring says what it is `about`, `few` what a quick run is on."""
+    parser = ArgumentParser(prog=f"python -m {prog}", description=(about or "").splitlines()[0])
+    parser.add_argument("--only", choices=rows, nargs="+", default=[], help="these rows of the table")
+    parser.add_argument("--quick", action="store_true", help=f"{few}, to see that everything works")
+    return parser.parse_args(arguments)
+
+
+def finish(report: dict[str, Any], few: str) -> int:
+    """Say what a quick run is worth, and print the report as the last line; the exit code: 1 only if a row failed."""
+    if report["quick"]:
+        console().print(f"A quick run on {few}: it shows that everything works; its figures mean nothing.")
     print(json.dumps(report))
     return int(any(line["verdict"] == "failed" for line in report["rows"]))

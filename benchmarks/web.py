@@ -7,7 +7,6 @@ with everything. Exit code 1 only if an answer is wrong: never for a speed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import browsers, charts, lists
-from benchmarks.lanes import Lane, Servers
-from benchmarks.table import Figure, Row, console, drawn, finish, in_own_process
+from benchmarks.lanes import Lane
+from benchmarks.run import Run
+from benchmarks.table import Figure, Row, console, drawn, finish, parsed
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,15 @@ class Sizes:
     seconds: float = 30.0
 
 
+FEW = "few jobs"  # what a quick run is on
 QUICK = Sizes({"sqlite": 20_000, "postgresql": 20_000}, 3, 500, 5, 4.0)
 
 
 @dataclass
-class Session:
-    """One run of the benchmark: its sizes, its databases, and what was measured so far, each thing once."""
+class Session(Run[Sizes]):
+    """What the rows are figures of, and the databases that were filled for it."""
 
-    sizes: Sizes
-    servers: Servers = field(default_factory=Servers)
-    measured: dict[str, Any] = field(default_factory=dict)
     _lanes: dict[str, Lane] = field(default_factory=dict)
-
-    def measure(self, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """`function(*args, **options)` in a process of its own; what it raises."""
-        if name not in self.measured:
-            self.measured[name] = in_own_process(name, function, *args, **options)
-        return self.measured[name]
 
     def lane(self, name: str) -> Lane:
         """A database full of jobs."""
@@ -63,10 +55,8 @@ class Session:
         return self.measure(title, function, self.lane(name), self.sizes.jobs[name], **options)
 
     def charts(self) -> dict[str, Any]:
-        if "charts" in self.measured:
-            return self.measured["charts"]
         options = {"prompts": self.sizes.prompts, "samples": min(self.sizes.samples, 20)}
-        return self.measure("charts", charts.measure, self.servers.lane("sqlite"), **options)
+        return self.measure("charts", charts.measure, lanes="sqlite", **options)
 
     def browsers(self) -> dict[str, Any]:
         options = {"browsers": self.sizes.browsers, "seconds": self.sizes.seconds}
@@ -127,15 +117,6 @@ ROWS: dict[str, Row] = {
 }
 
 
-def run(session: Session, only: list[str], quick: bool) -> dict[str, Any]:
-    """Everything that was measured, and the rows of the table."""
-    from benchmarks import machine  # loads torch
-
-    chosen = {name: row for name, row in ROWS.items() if not only or name in only}
-    lines = [row.line(name, session, judged=not quick) for name, row in chosen.items()]
-    return {"quick": quick, "machine": machine.described(), "rows": lines, "measured": session.measured}
-
-
 def kinds(measured: dict[str, Any]) -> Table:
     """p50 and p95 of every kind of list, in milliseconds."""
     columns = {}
@@ -153,28 +134,16 @@ def kinds(measured: dict[str, Any]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _options(arguments)
+    options = parsed(arguments, "benchmarks.web", __doc__, ROWS, FEW)
     session = Session(QUICK if options.quick else Sizes())
-    try:
-        report = run(session, options.only, options.quick)
-    finally:
-        session.servers.close()
+    report = session.report(ROWS, options.only, options.quick)
     about, out = report["machine"], console()
     out.print(drawn(f"The page; {about['cpu']}, {about['cores']} cores", ROWS, report["rows"]))
     out.print(kinds(report["measured"]))
     for name, measured in report["measured"].items():
         for plan in measured.get("plans", ()) if isinstance(measured, dict) else ():
             out.print(f"\n{name}, {plan}", markup=False, highlight=False)
-    if options.quick:
-        out.print("A quick run on few jobs: it shows that everything works; its figures mean nothing.")
-    return finish(report)
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.web", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=ROWS, nargs="+", default=[], help="these rows of the table")
-    parser.add_argument("--quick", action="store_true", help="few jobs, to see that everything works")
-    return parser.parse_args(arguments)
+    return finish(report, FEW)
 
 
 if __name__ == "__main__":

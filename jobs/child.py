@@ -18,8 +18,11 @@ from pydantic import SecretStr
 from jobs.errors import CannotGoOn, SeqprocError
 from jobs.presence import serving
 from jobs.records import Job
-from jobs.settings import Settings
+from jobs.settings import WEB_SECRETS, Settings
 from jobs.store import Store
+
+# -P: a folder named `jobs` where the user happens to stand must not be taken for ours
+WORKER = (sys.executable, "-P", "-m", "jobs", "worker")
 
 _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
@@ -48,8 +51,7 @@ class ChildWorker:
     def _start(self) -> None:
         self._stderr = TemporaryFile()  # noqa: SIM115  read when the child has left
         self._process = subprocess.Popen(
-            # -P: a folder named `jobs` where the user happens to stand must not be taken for ours
-            [sys.executable, "-P", "-m", "jobs", "worker", "--idle-exit", "--quiet", "--queue", self.queue],
+            [*WORKER, "--idle-exit", "--quiet", "--queue", self.queue],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -85,8 +87,8 @@ class ChildWorker:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment in which a child worker reads exactly these settings; what lets in to the web is not for it."""
-    names = [name for name in type(settings).model_fields if name not in ("token", "tokens")]
+    """The environment in which a child worker reads exactly these settings, but for WEB_SECRETS."""
+    names = [name for name in type(settings).model_fields if name not in WEB_SECRETS]
     given = {f"SEQPROC_{name.upper()}": _text(getattr(settings, name)) for name in names}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SEQPROC_")}
     return kept | {name: value for name, value in given.items() if value}

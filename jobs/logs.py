@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def read_part(store: Store, root: Path, job_id: str, read: Mapping[str, int], li
         found, now[worker] = _lines(worker_log(root, worker), read.get(worker, 0), job_id, limit)
         cut = cut or len(found) == limit
         lines += found
-    return LogPart(sorted(lines, key=lambda line: float(line.get("time", 0))), now, ended and not cut)
+    return LogPart(sorted(lines, key=_time), now, ended and not cut)
 
 
 def last_words(root: Path, worker: str, job_id: str, shard: int, attempt: int) -> str:
@@ -88,11 +88,21 @@ def _lines(path: Path, offset: int, job_id: str, limit: int | None) -> tuple[lis
                 if not raw.endswith(b"\n") or len(found) == limit:
                     break  # still being written, or enough
                 offset += len(raw)
-                if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id:
-                    found.append(line)
+                found += _of_job(job_id, [raw])
     except FileNotFoundError:  # a worker of a machine whose results folder was not shared, or logs that were cleaned
         pass
     return found, offset
+
+
+def _of_job(job_id: str, raw_lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The job's among these lines. Only one that holds its id somewhere is parsed."""
+    for raw in raw_lines:
+        if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id:
+            yield line
+
+
+def _time(line: dict[str, Any]) -> float:
+    return float(line.get("time", 0))
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -108,7 +118,7 @@ def tail(store: Store, root: Path, job_id: str, count: int) -> list[dict[str, An
     lines: list[dict[str, Any]] = []
     for worker in store.job_workers(job_id):
         lines += _last_lines(worker_log(root, worker), job_id, count)
-    return sorted(lines, key=lambda line: float(line.get("time", 0)))[-count:]
+    return sorted(lines, key=_time)[-count:]
 
 
 def _last_lines(path: Path, job_id: str, count: int) -> list[dict[str, Any]]:
@@ -122,6 +132,6 @@ def _last_lines(path: Path, job_id: str, count: int) -> list[dict[str, Any]]:
                 raw_lines = file.read().split(b"\n")[1 if start else 0 : -1]  # whole lines only
         except FileNotFoundError:  # as in `_lines`
             return []
-        found = [line for raw in raw_lines if job_id.encode() in raw and (line := _parsed(raw)).get("job") == job_id]
+        found = list(_of_job(job_id, raw_lines))
         window *= 8
     return found[-count:]

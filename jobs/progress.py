@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from jobs.records import Job, Webhook, Worker
@@ -56,12 +56,20 @@ class Progress:
     @classmethod
     def reported(cls, job: Job, running: Running, workers: Iterable[Worker]) -> Progress:
         """The job's progress at the speed that its workers say they have now."""
-        speed = sum(worker.tokens_per_second or 0.0 for worker in workers if worker.job_id == job.id)
-        now = cls.of(job, running)
-        if job.state.ended or not speed or not now.sequences:
-            return cls.of(job, running, tokens_per_second=speed or None)
-        left = (now.num_sequences - now.sequences) * now.tokens / now.sequences
-        return cls.of(job, running, tokens_per_second=speed, eta_seconds=left / speed)
+        speed = sum(worker.tokens_per_second or 0.0 for worker in workers if worker.job_id == job.id) or None
+        now = cls.of(job, running, speed)
+        left = None if job.state.ended else seconds_left(job, now.sequences, now.tokens, speed)
+        return replace(now, eta_seconds=left)
+
+
+def seconds_left(job: Job, sequences: int, tokens: int, tokens_per_second: float | None) -> float | None:
+    """Until the job is done, if each sequence that is left takes as many tokens as those that were made.
+
+    None if nobody makes tokens, or nothing was made to go by.
+    """
+    if not tokens_per_second or not sequences:
+        return None
+    return (job.num_sequences - sequences) * tokens / sequences / tokens_per_second
 
 
 @dataclass(frozen=True, slots=True)

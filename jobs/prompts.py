@@ -123,7 +123,7 @@ class PromptSource:
     def _checked(self, number: int, data: Any) -> PromptRow | None:
         """The row, or None if it is wrong in some way."""
         try:
-            row = data if isinstance(data, PromptRow) else PromptRow.model_validate(_as_fields(data))
+            row = data if isinstance(data, PromptRow) else PromptRow.model_validate(data)
         except ValidationError as error:
             for problem in problems(error):
                 self.problems.add(f"{self._place(number)} {problem}")
@@ -144,15 +144,6 @@ class PromptSource:
         called = str(len(self._hashes)) if custom_id is None else custom_id
         self._hashes.append(int.from_bytes(blake2b(called.encode(), digest_size=8).digest(), "big"))
         self._numbers.append(number)
-
-
-def _as_fields(data: Any) -> Any:
-    """A plain text is a prompt, a list of messages a chat, a list of numbers token ids."""
-    if isinstance(data, str):
-        return {"prompt": data}
-    if isinstance(data, list):
-        return {"messages": data} if data and isinstance(data[0], dict) else {"prompt_token_ids": data}
-    return data
 
 
 def _dataset_rows(spec: JobSpec) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from jobs.jsonl import read_jsonl
 from jobs.manifest import build, read_manifest
 from jobs.parquet import SHARD_SCHEMA, read_rows, read_table
 from jobs.paths import JobPaths
+from jobs.records import Shard
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
 from jobs.store import Store
@@ -39,6 +40,12 @@ class ResultFile:
     tokens: int
     prompt_errors: int
     shard: int | None = None  # None: of an export
+
+    @classmethod
+    def of(cls, shard: Shard, path: Path, errors: Path | None) -> ResultFile:
+        """The files of a done shard, which lie there."""
+        totals = (shard.sequences, shard.tokens, shard.prompt_errors)
+        return cls(path, errors, shard.sha256 or "", *totals, shard=shard.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +166,7 @@ def errors_of(files: Iterable[ResultFile]) -> Iterator[dict[str, Any]]:
 def _from_store(store: Store, paths: JobPaths) -> Contents:
     job = store.job(paths.job_id)
     files = [
-        ResultFile(
-            path=paths.resolve(shard.file),
-            errors=paths.resolve(shard.errors_file) if shard.errors_file else None,
-            sha256=shard.sha256 or "",
-            sequences=shard.sequences,
-            tokens=shard.tokens,
-            prompt_errors=shard.prompt_errors,
-            shard=shard.index,
-        )
+        ResultFile.of(shard, paths.resolve(shard.file), paths.resolve(shard.errors_file) if shard.errors_file else None)
         for shard in store.iter_shards(job.id, ShardState.DONE)
         if shard.file is not None
     ]

@@ -99,18 +99,20 @@ def read_rows(paths: JobPaths, segment: int, start: int, stop: int) -> list[Snap
 
 def read_all(paths: JobPaths, segments: int) -> Iterator[SnapshotRow]:
     """All prompts of a job whose snapshot has this many segments, one row group in memory."""
-    for segment in range(segments):
-        for data in read_segment(paths.segment(segment), 0):
-            yield _row(data)
+    return map(_row, _stored_rows(paths, segments))
 
 
 def digest_of(paths: JobPaths, segments: int) -> str:
     """The digest of the prompts that stand in these segments now. Raises ResultsError."""
     digest = hashlib.sha256()
-    for segment in range(segments):
-        for data in read_segment(paths.segment(segment), 0):
-            digest.update(_canonical(_fields(data)).encode())
+    for data in _stored_rows(paths, segments):
+        digest.update(_canonical(_fields(data)).encode())
     return digest.hexdigest()
+
+
+def _stored_rows(paths: JobPaths, segments: int) -> Iterator[dict[str, Any]]:
+    for segment in range(segments):
+        yield from read_segment(paths.segment(segment), 0)
 
 
 def _groups(rows: Iterable[PromptRow], per_segment: int) -> Iterator[list[tuple[PromptRow, str]]]:

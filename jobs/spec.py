@@ -56,6 +56,16 @@ class PromptRow(BaseModel):
     response: str | None = None  # kind "score": the text, or …
     response_token_ids: list[int] | None = None  # … the tokens, to be measured
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_fields(cls, data: Any) -> Any:
+        """A plain text is a prompt, a list of messages a chat, a list of numbers token ids."""
+        if isinstance(data, str):
+            return {"prompt": data}
+        if isinstance(data, list):
+            return {"messages": data} if data and isinstance(data[0], dict) else {"prompt_token_ids": data}
+        return data
+
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
         given = [n for n in ("prompt", "messages", "prompt_token_ids") if getattr(self, n) is not None]
@@ -133,20 +143,6 @@ class JobSpec(BaseModel):
         None, max_length=2000, description="https address to tell of the job's end, at a host that the operator allows"
     )
     idempotency_key: str | None = Field(None, min_length=1, max_length=255, description="submit once under this key")
-
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        """A plain string is a prompt, a list of messages a chat, as in `client.submit(prompts=["2+2="])`."""
-
-        def row(item: Any) -> Any:
-            if isinstance(item, str):
-                return {"prompt": item}
-            if isinstance(item, list):
-                return {"messages": item} if item and isinstance(item[0], dict) else {"prompt_token_ids": item}
-            return item
-
-        return [row(item) for item in value] if isinstance(value, list | tuple) else value
 
     @field_validator("model", "adapter")
     @classmethod

@@ -17,6 +17,8 @@ from jobs.settings import Settings
 from jobs.store import Store
 from tests import postgres
 from tests import redis_server as redis_servers
+from tests.clock import Clock
+from tests.house import House
 from tests.redis_server import RedisServer
 
 
@@ -27,6 +29,19 @@ def isolated_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SEQPROC_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    settings = Settings(home=tmp_path / "home")
+    store = Store.open(settings)
+    yield House(settings, store)
+    store.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 import psutil
+
+from tests.breakable import Breakable, free_port
 
 
 def find_binaries() -> Path | None:
@@ -49,7 +50,7 @@ ALTER DATABASE {database} SET search_path = shifted, public, pg_catalog;
 """
 
 
-class Server:
+class Server(Breakable):
     """A server in a folder of its own.
 
     `durable` keeps every commit through `stop(signal.SIGQUIT)`, `synced` through a crash of the machine as well.
@@ -63,7 +64,7 @@ class Server:
             nobody = pwd.getpwnam("nobody")
             os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
             self._as_user |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        self.port = _free_port()
+        self.port = free_port()
         self._settings = [f"synchronous_commit={'on' if durable else 'off'}", f"port={self.port}", "max_connections=60"]
         self._settings += [] if synced else _FAST
         self._settings.append(f"unix_socket_directories={self._folder}")
@@ -93,23 +94,15 @@ class Server:
             self._process.wait(30)
             self._process = None
 
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """Killed as by a crash, and started again after the block."""
+    def kill(self) -> None:
         self.stop(signal.SIGQUIT)
-        try:
-            yield
-        finally:
-            self.start()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Every process of the server stands still in the block, whatever it was about to do."""
+    def freeze(self) -> None:
+        """Every process of the server stands still."""
         self._signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._signal(signal.SIGCONT)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
         assert self._process is not None
@@ -151,13 +144,6 @@ def server(binaries: Path, *, synced: bool = False) -> Iterator[str]:
         yield running.url()
     finally:
         running.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

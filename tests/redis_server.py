@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from tempfile import mkdtemp
 from urllib.parse import quote
 
 import redis
+
+from tests.breakable import Breakable, free_port
 
 PASSWORD = "s3cret/@word"  # must be quoted in a URL, and never be seen in a log
 
@@ -34,14 +35,12 @@ def find_binary() -> Path | None:
     return Path(get_binary_path())
 
 
-class RedisServer:
+class RedisServer(Breakable):
     """One server on one port; it can be stopped, frozen and started again."""
 
     def __init__(self, binary: Path, folder: Path, *, durable: bool = False) -> None:
         self._binary, self._folder, self._durable = binary, folder, durable
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{self._port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -70,32 +69,15 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
 
+    kill = stop
+
     def freeze(self) -> None:
-        """It hangs: connections are taken, and nothing is answered."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
-
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """Killed, and started again after the block."""
-        self.stop()
-        try:
-            yield
-        finally:
-            self.start()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """It hangs in the block."""
-        self.freeze()
-        try:
-            yield
-        finally:
-            self.thaw()
 
     def client(self) -> redis.Redis:
         return redis.Redis(host="127.0.0.1", port=self._port, password=PASSWORD)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -119,18 +118,18 @@ def _prepare(settings: Settings) -> None:
     from jobs.store_id import check_root
 
     Store.migrate(settings)
-    store = Store.open(settings)
-    try:
+    with closing(Store.open(settings)) as store:
         check_root(store, settings.results)
-    finally:
-        store.close()
 
 
 def _children(settings: Settings, workers: int, gpus: str | None) -> list[Kept]:
+    from jobs.child import WORKER
     from jobs.kept import Kept
+    from jobs.settings import WEB_SECRETS
 
-    command = [sys.executable, "-P", "-m", "jobs", "worker", "--quiet"]  # -P: not the `jobs` of the current directory
-    environment = {name: v for name, v in os.environ.items() if name not in ("SEQPROC_TOKEN", "SEQPROC_TOKENS")}
+    command = [*WORKER, "--quiet"]
+    withheld = {f"SEQPROC_{name.upper()}" for name in WEB_SECRETS}
+    environment = {name: value for name, value in os.environ.items() if name not in withheld}
 
     def child(number: int) -> Kept:
         called = f"worker {number + 1}" if workers > 1 else "the worker"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import closing
 
 from jobs.errors import SeqprocError
 from jobs.presence import SILENT_SECONDS, alive
@@ -14,11 +15,8 @@ from jobs.store import Store
 def why_not() -> str | None:
     """What is wrong, in a sentence; None if a worker of this host is alive."""
     try:
-        store = Store.open(Settings.load(), migrate=False)
-        try:
+        with closing(Store.open(Settings.load(), migrate=False)) as store:
             living = alive(store)
-        finally:
-            store.close()
     except SeqprocError as error:
         return str(error)
     if any(worker.host == socket.gethostname() for worker in living):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import typer
 
 from jobs import kept
+from jobs.child import WORKER
 from jobs.errors import CannotGoOn, SeqprocError, UsageError
 from jobs.kept import Kept
 from jobs.settings import Settings
@@ -40,16 +40,12 @@ def serve_on(wanted: str, settings: Settings, queues: Sequence[str], *, idle_exi
     stop = Stop()
     leave_on_signals(stop)
     names = chosen(wanted, device.gpus())
-    store = Store.open(settings)  # what is wrong for every child is said once
-    try:
+    with closing(Store.open(settings)) as store:  # what is wrong for every child is said once
         check_root(store, settings.results)
-    finally:
-        store.close()
     flags = [word for queue in queues for word in ("--queue", queue)]
     flags += [flag for flag, given in (("--idle-exit", idle_exit), ("--quiet", quiet)) if given]
-    command = [sys.executable, "-P", "-m", "jobs", "worker", *flags]  # -P: not the `jobs` of the current directory
     say: Callable[[str], None] = (lambda _: None) if quiet else _say
-    return Fleet(names, command, stop, say, idle_exit=idle_exit, metrics_port=settings.metrics_port).run()
+    return Fleet(names, [*WORKER, *flags], stop, say, idle_exit=idle_exit, metrics_port=settings.metrics_port).run()
 
 
 def chosen(wanted: str, present: Sequence[str]) -> list[str]:

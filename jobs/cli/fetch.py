@@ -34,10 +34,4 @@ def fetch(
     with Client() as client:
         handle = client.get(job)
         files = export(handle.results, out_dir, format.value, partial=partial)
-    if out.as_json:
-        out.json({"id": handle.id, "files": files})
-    elif out.quiet:
-        out.data(handle.id)
-    else:
-        for file in files:
-            out.data(str(file))
+    out.answer({"id": handle.id, "files": files}, handle.id, *map(str, files))

@@ -55,7 +55,4 @@ def delete(
             made = plural(record.done_sequences, "sequence")
             typer.confirm(f"Delete job {record.id}{named}, {record.state}, with {made}?", abort=True, err=True)
         handle.delete()
-    if out.as_json:
-        out.json({"id": record.id, "deleted": True})
-    else:
-        out.data(record.id if out.quiet else f"{record.id} deleted")
+    out.answer({"id": record.id, "deleted": True}, record.id, f"{record.id} deleted")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jobs.records import Job, Webhook
     from jobs.store import Store
 
+_HEADER = ("ID", "STATE", "SEQUENCES", "TOKENS", "AGE", "MODEL", "NAME")
 _REASONS_SHOWN = 5  # of shards and prompts that failed: enough to see the pattern
 
 
@@ -45,17 +46,9 @@ def list_jobs(
             limit=limit,
         )
     jobs = [handle.record for handle in found]
-    if out.as_json:
-        out.json(jobs)
-    elif out.quiet:
-        for job in jobs:
-            out.data(job.id)
-    elif not jobs:
-        out.hint("No such jobs. Submit one: seqproc submit --help")
-    else:
-        if len(jobs) == limit:
-            out.hint(f"The newest {limit}; -n shows more.")
-        out.table(("ID", "STATE", "SEQUENCES", "TOKENS", "AGE", "MODEL", "NAME"), map(_row, jobs))
+    if len(jobs) == limit and not out.as_json:
+        out.hint(f"The newest {limit}; -n shows more.")
+    out.listing(jobs, _HEADER, _row, none="No such jobs. Submit one: seqproc submit --help")
 
 
 def _row(job: Job) -> tuple[str, ...]:

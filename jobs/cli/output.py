@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -50,6 +50,28 @@ class Output:
     def json(self, value: Any) -> None:
         """`value` as JSON: dataclasses as objects, floats that JSON has no word for as null."""
         typer.echo(json.dumps(_plain(value), indent=2 if sys.stdout.isatty() else None, allow_nan=False))
+
+    def answer(self, value: Any, job_id: str, *lines: str) -> None:
+        """What came of a job: `value` as JSON, its id, or for people these lines."""
+        if self.as_json:
+            self.json(value)
+        else:
+            for line in (job_id,) if self.quiet else lines:
+                self.data(line)
+
+    def listing(
+        self, items: Sequence[Any], header: Sequence[str], row: Callable[[Any], Sequence[str]], *, none: str
+    ) -> None:
+        """Things that have an `id`: as JSON, their ids, or for people a row each, or the hint `none`."""
+        if self.as_json:
+            self.json(items)
+        elif self.quiet:
+            for item in items:
+                self.data(item.id)
+        elif not items:
+            self.hint(none)
+        else:
+            self.table(header, map(row, items))
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Aligned columns; on a terminal a row stays one line."""

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, hint_unrung
-from jobs.records import Job
 from jobs.text import plural
 
 
@@ -18,7 +17,7 @@ def cancel(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:
         record = client.get(job).cancel()
-    _print(record, out)
+    out.answer(record, record.id, f"{record.id} {record.state}")
     if record.state.ended:
         out.hint(f"The rest: seqproc retry {record.id}   What is done: seqproc fetch {record.id} -o DIR")
     else:
@@ -38,13 +37,6 @@ def retry(
     with Client() as client:
         handle = client.get(job)
         record = handle.retry(failed_only=failed_only)
-    _print(record, out)
+    out.answer(record, record.id, f"{record.id} {record.state}")
     hint_unrung(handle.unrung, out)
     out.hint(f"{plural(record.pending_shards, 'shard')} to do. Run and follow it: seqproc wait {record.id}")
-
-
-def _print(record: Job, out: Output) -> None:
-    if out.as_json:
-        out.json(record)
-    else:
-        out.data(record.id if out.quiet else f"{record.id} {record.state}")

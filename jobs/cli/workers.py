@@ -23,15 +23,7 @@ def workers(as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:
         listed = client.workers()
-    if out.as_json:
-        out.json(listed)
-    elif out.quiet:
-        for worker in listed:
-            out.data(worker.id)
-    elif not listed:
-        out.hint("No worker is alive. Start one: seqproc worker")
-    else:
-        out.table(_HEADER, map(_row, listed))
+    out.listing(listed, _HEADER, _row, none="No worker is alive. Start one: seqproc worker")
 
 
 def _row(worker: WorkerStatus) -> tuple[str, ...]:

@@ -41,15 +41,8 @@ class Cache:
                 f"shard {shard.index} of job {shard.job_id} was written by a version of which no digests are known: "
                 "read it where it lies"
             )
-        return ResultFile(
-            path=self._folder / f"{shard.sha256}.parquet",
-            errors=self._folder / f"{errors}.jsonl" if errors else None,
-            sha256=shard.sha256 or "",
-            sequences=shard.sequences,
-            tokens=shard.tokens,
-            prompt_errors=shard.prompt_errors,
-            shard=shard.index,
-        )
+        file = self._folder / f"{shard.sha256}.parquet"
+        return ResultFile.of(shard, file, self._folder / f"{errors}.jsonl" if errors else None)
 
     def bring(self, job_id: str, file: ResultFile) -> None:
         """Fetch what of the file is not here, or not whole any more. Raises ResultsError, Unreachable."""

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from jobs.processes import ProcessName, process_named, this_process
 from jobs.reaper import Reaper
 from jobs.states import ShardState
 from jobs.store import Store
+from tests.clock import Clock
 from tests.contract.helpers import check, claim, submit
 
 LEASE = 30.0
 ELSEWHERE = ProcessName("another-host", 1, 1e9, "another-boot")
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def wind(reaper: Reaper, clock: Clock, seconds: float) -> int:

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from celery import Celery
 from sqlalchemy import create_engine, make_url, text
 
 from tests import postgres
+from tests.breakable import free_port
 from tests.deploy.compose import SECRETS, image_environment, load, seconds
 from tests.trust.conftest import Touch
 
@@ -142,13 +142,6 @@ class Stack:
         for process in self.processes.values():
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from jobs.progress import seconds_left
 from jobs.records import Job, Shard, Worker
 from jobs.store import Store
 
@@ -36,11 +37,10 @@ class Pace:
 
     @property
     def eta_seconds(self) -> float | None:
-        """What is left takes as long, a sequence, as what is made did."""
-        left = self.job.num_sequences - self.sequences
-        if not self.tokens_per_second or not self.sequences or left <= 0:
+        """As `seconds_left`; None also where all is made and only not committed yet."""
+        if self.sequences >= self.job.num_sequences:
             return None
-        return left * (self.tokens / self.sequences) / self.tokens_per_second
+        return seconds_left(self.job, self.sequences, self.tokens, self.tokens_per_second)
 
     @property
     def took(self) -> float | None:

@@ -1,7 +1,6 @@
 """DistributedDataParallel over two gloo processes: gradients are the average over ranks."""
 
 import dataclasses
-import socket
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from sequence_processing import GenerationConfig, SequenceProcessor
+from tests.breakable import free_port
 
 from .support import PHI3, ROPE_CHANGE, given, make_model, make_tokenizer, naive_gradients
 from .test_gradients import added_gradients, assert_exact, own_gradients
@@ -22,12 +22,6 @@ ROWS = [
 
 # Of a model whose positions change with the length: two forwards a micro-batch on rank 1, and one on rank 0.
 LONG_ROWS = [[[([5, 6], [7, 8, 9])], [([7], [1])]], [[([*range(ROPE_CHANGE + 3)], [4, 5])]]]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def in_group(rank, port, folder):

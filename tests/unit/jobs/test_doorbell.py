@@ -13,7 +13,7 @@ from jobs.doorbell import Doorbell, load_ringer
 from jobs.errors import UsageError
 from jobs.processes import this_process
 from jobs.settings import Settings
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 SECRET = "pa%40ss%2Fword"
 

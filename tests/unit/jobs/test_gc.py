@@ -14,7 +14,7 @@ from jobs.manifest import read_manifest, verify
 from jobs.paths import JobPaths
 from jobs.records import Job
 from jobs.settings import Settings
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 
 def leave(house: House, job: Job, shard: int, attempt: int, *, temporary: bool = False) -> list[Path]:

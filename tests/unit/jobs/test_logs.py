@@ -9,7 +9,7 @@ import pytest
 
 from jobs.logs import job_log, tail
 from jobs.paths import worker_log
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 
 def write(root: Path, worker: str, lines: list[dict[str, object]], *, end: str = "") -> None:

@@ -13,7 +13,7 @@ from jobs import manifest as module
 from jobs.errors import ResultsError
 from jobs.manifest import build, ensure_manifest, read_manifest, verify
 from jobs.records import Job
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 
 @pytest.fixture

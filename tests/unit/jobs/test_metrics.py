@@ -13,7 +13,7 @@ from jobs.errors import StoreError
 from jobs.metrics import StoreCollector
 from jobs.processes import this_process
 from jobs.store.schema import jobs, workers
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 
 def scraped(house: House) -> dict[tuple[str, str], float]:

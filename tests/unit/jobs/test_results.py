@@ -17,8 +17,8 @@ from jobs.manifest import ensure_manifest, verify
 from jobs.records import Job
 from jobs.results import JobResults
 from jobs.snapshot import SnapshotRow
+from tests.house import House
 from tests.rows import made_row
-from tests.unit.jobs.conftest import House
 
 PROMPTS = ["p0", "p1", "bad", "p3", "p4"]
 

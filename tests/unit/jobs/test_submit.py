@@ -19,7 +19,7 @@ from jobs.spec import JobSpec
 from jobs.store import Store
 from jobs.store_id import check_root
 from jobs.submit import plan, submit
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 
 def folders(house: House) -> list[str]:

@@ -14,7 +14,7 @@ from jobs.records import Job
 from jobs.store.schema import jobs, shards
 from jobs.summaries import Summaries
 from jobs.summary import Summary
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 MEASURED = ("logprobs", "entropies")
 

@@ -10,7 +10,7 @@ import pytest
 from jobs.errors import SpecError, UsageError
 from jobs.spec import JobSpec
 from jobs.webhook_target import AllowedHosts, Refused, Target, check_webhook
-from tests.unit.jobs.conftest import House
+from tests.house import House
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from jobs.settings import Settings
 from jobs.store.schema import webhooks
 from jobs.webhook_target import AllowedHosts
 from jobs.webhooks import FIRST_PAUSE, TRIES, Courier
+from tests.house import House
 from tests.receiver import Receiver, receiver
-from tests.unit.jobs.conftest import House
 
 SECRET = "whsec-of-a-test"
 _RESOLVE = socket.getaddrinfo

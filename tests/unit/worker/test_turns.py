@@ -13,17 +13,11 @@ from jobs import Client, local
 from jobs.records import Claim
 from jobs.settings import Settings
 from jobs.store import Store
+from tests.clock import Clock
 from tests.unit.worker.test_drain import FixedEngine
 from worker.drain import Drain
 from worker.stop import Stop
 from worker.turns import Turns
-
-
-class Clock:
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 
 from jobs.records import Job
 from jobs.snapshot import SnapshotRow
+from tests.clock import Clock
 from tests.unit.worker.test_drain import Bench
 from worker import watchdog
 from worker.engine import OnStep
@@ -153,18 +154,6 @@ def test_a_process_that_uses_the_drain_itself_is_never_ended(bench: Bench, monke
     job = bench.submit("a")
     assert bench.another("w2").until_idle() is None
     assert job.refresh().state == "succeeded"
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from jobs import Client
 from jobs.records import Job
 from jobs.settings import Settings
 from jobs.store.schema import jobs, workers
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.web.conftest import TOKEN, Web, launch
 
 PROMPTS = ["p0", "p1", "bad", "p3", "p4"]

@@ -18,7 +18,7 @@ from jobs.files import sha256_of
 from jobs.jsonl import line
 from jobs.records import Job
 from jobs.states import JobState
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.unit.jobs.test_results import ERRORS, expected_rows
 from webui import caller
 from webui.app import create_app

@@ -26,7 +26,7 @@ from jobs.results import JobResults
 from jobs.settings import current_owner
 from jobs.snapshot import read_all
 from jobs.states import JobState
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.unit.jobs.test_results import ERRORS, expected_rows
 
 FIELDS: dict[str, Any] = {"model": "tiny-arithmetic", "G": 2, "seed": 1, "shard_size": 2}

@@ -19,7 +19,7 @@ from jobs.errors import ResultsError, SpecError, StoreError, Unreachable, UsageE
 from jobs.records import Job
 from jobs.remote.cache import Cache
 from jobs.remote.server import Server
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.unit.jobs.test_results import expected_rows
 from tests.web.api.wire import Wire
 from tests.web.conftest import TOKEN, Web

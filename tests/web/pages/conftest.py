@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from jobs.settings import Settings
-from jobs.store import Store
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from webui.app import create_app
 
 ORIGIN = "http://127.0.0.1:8642"
@@ -100,14 +97,6 @@ class Browser:
         answer = self.client.post(path, data=data, **options)  # type: ignore[arg-type]
         assert answer.status_code == status, answer.text
         return answer.headers.get("location") or answer.text
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    settings = Settings(home=tmp_path / "home")
-    store = Store.open(settings)
-    yield House(settings, store)
-    store.close()
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from jobs.paths import worker_log
 from jobs.processes import this_process
 from jobs.text import plural
+from tests.house import House
 from tests.trust.test_terminal import HOSTILE, assert_harmless
-from tests.unit.jobs.conftest import House
 from tests.web.pages.conftest import Browser, Element, read
 
 TABS = ("", "/shards", "/errors", "/log", "/files")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.states import JobState
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.web.pages.conftest import Browser, Element, read
 from webui.caller import Caller, _caller
 

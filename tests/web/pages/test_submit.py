@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.web.pages.conftest import Browser, Element, read
 
 GOOD: dict[str, Any] = {"model": "tiny-arithmetic", "prompts": "1+1=\r\n\r\n2+2=", "seed": "7"}

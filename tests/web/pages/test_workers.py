@@ -6,7 +6,7 @@ from sqlalchemy import update
 
 from jobs.processes import this_process
 from jobs.store.schema import workers as table
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.web.pages.conftest import Browser
 
 

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.clock import Clock
 from webui.guesses import ALL_REGAINED_IN, REGAINED_IN, TRIES, TRIES_IN_ALL, Guesses
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def add(guesses: Guesses, address: str, count: int) -> None:

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 
 from jobs.settings import Settings
 from jobs.store import Store
-from tests.unit.jobs.conftest import House
+from tests.house import House
 from tests.web.conftest import TOKEN
 from webui.app import create_app
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from jobs.paths import JobPaths
 from jobs.records import Claim, Job
@@ -62,11 +58,3 @@ class House:
         while (now := self.store.job(job.id)).pending_shards:
             self.run_one()
         return now
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    settings = Settings(home=tmp_path / "home")
-    store = Store.open(settings)
-    yield House(settings, store)
-    store.close()
