@@ -76,7 +76,7 @@ def test_a_connection_that_died_is_replaced(store: Store, settings: Settings, di
         killer = Store.open(settings)
         with killer.db.transaction() as connection:
             killed = connection.exec_driver_sql(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
             assert killed.scalar()
