@@ -51,10 +51,12 @@ def migrate(db: Database) -> str:
 
 def _version(connection: Connection, url: str) -> str | None:
     tables = inspect(connection)
+    # First: on PostgreSQL each look sees what was committed by then, and another process may be migrating.
+    has_jobs = tables.has_table("jobs")
     if tables.has_table("alembic_version"):
         version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
         return version
-    if tables.has_table("jobs"):
+    if has_jobs:
         raise StoreError(f"{url} holds a table `jobs` of another program; give this one a database of its own")
     return None
 

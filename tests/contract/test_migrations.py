@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, inspect, text
+from sqlalchemy.engine import Inspector
 
 from jobs.errors import StoreError
 from jobs.settings import Settings
@@ -79,6 +81,24 @@ def test_four_processes_at_once(fresh: Settings) -> None:
     for process in openers:
         process.join(30)
     assert set(ids) == {Store.open(fresh).store_id}
+
+
+def test_migrated_between_two_looks(make_postgres: Callable[[], Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process migrates while this one looks is no other program's. SQLite looks at one snapshot."""
+    fresh, really, looks = make_postgres(), Inspector.has_table, []
+
+    def has_table(self: Inspector, name: str, *args: Any, **options: Any) -> bool:
+        found = really(self, name, *args, **options)
+        looks.append(name)
+        if len(looks) == 1:
+            Store.migrate(fresh)
+        return found
+
+    monkeypatch.setattr(Inspector, "has_table", has_table)
+    db = Database(fresh.database)
+    assert migrate.schema_version(db) == REVISION
+    assert {"jobs", "alembic_version"} <= set(looks)
+    db.close()
 
 
 def test_a_newer_schema_is_refused(store: Store, settings: Settings) -> None:
