@@ -50,7 +50,8 @@ class SequenceProcessor:
         self.config = config or GenerationConfig()
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
             tokenizer.pad_token = tokenizer.eos_token
-        if ignored := CausalModel(model).ignored_settings():
+        self._view, self._viewed = CausalModel(model), model
+        if ignored := self._view.ignored_settings():
             log.warning("The model's generation_config asks for %s; not applied.", ", ".join(ignored))
 
     # --- SEED's interface -------------------------------------------------------------------------------------------
@@ -184,11 +185,11 @@ class SequenceProcessor:
 
     def encode(self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of a prompt; `PromptError` if the model cannot take it, too long for its context included."""
-        return self._encode(CausalModel(self.model), prompt, chat_template_kwargs)
+        return self._encode(self._tokens_of(), prompt, chat_template_kwargs)
 
     def encode_pair(self, prompt: str | Sequence[int], response: str | Sequence[int]) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and of a given response, as `score` takes them; `PromptError` if they do not fit."""
-        pair = self._encode_pair(CausalModel(self.model), prompt, response)
+        pair = self._encode_pair(self._tokens_of(), prompt, response)
         return pair.prompt_ids, pair.response_ids
 
     def rollouts(
@@ -322,6 +323,15 @@ class SequenceProcessor:
         if size != "auto":
             return size
         return memory.tokens_at_once(model, max((p.length for p in pairs), default=1), with_grad)
+
+    def _tokens_of(self) -> CausalModel:
+        """The model, asked for its vocabulary and context only: a look through all of it takes longer than encoding.
+
+        Both are read anew from the model itself; anything else may have changed since the view was made.
+        """
+        if self._viewed is not self.model:
+            self._view, self._viewed = CausalModel(self.model), self.model
+        return self._view
 
     def _encode(
         self, model: CausalModel, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
