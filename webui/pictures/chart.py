@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, LEFT, RIGHT = 480, 68, 468
+WIDTH, LEFT, RIGHT = 480, 76, 468
 _LINE = 20  # baseline of the legend, and of what the pointer rests on
 
 
@@ -57,9 +57,9 @@ def step(low: float, high: float, most: int) -> float:
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough * (1 - 1e-9))
 
 
-def ticks(low: float, high: float, most: int = 5) -> Ticks:
-    """Round values in the range, with their labels."""
-    size = step(low, high, most)
+def ticks(low: float, high: float, most: int = 5, *, least: float = 0) -> Ticks:
+    """Round values in the range, at least so far apart (1 for what is counted), with their labels."""
+    size = max(step(low, high, most), least)
     return [(n * size, short(n * size)) for n in range(math.ceil(low / size), math.floor(high / size + 1e-9) + 1)]
 
 
@@ -139,7 +139,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> Markup:
         place = f"{_n(at)} {_LINE - 4 if css.startswith('line') else _LINE - 9}"
         parts.append(Markup(mark).format(css, place))
         parts.append(Markup('<text class="label" x="{}" y="{}">{}</text>').format(_n(at + 23), _LINE, words))
-        at += 23 + 8.2 * len(words) + 14
+        at += 23 + 9 * len(words) + 14
     return Markup('<g class="legend">{}</g>').format(Markup("").join(parts))
 
 

@@ -117,7 +117,7 @@ def _lengths(summary: Summary, cut: int | None) -> Chart:
     edges = [int(starts[i]) // size * size for i in first]
     counts = np.add.reduceat(summary.lengths, first)
     bars = [
-        (float(edge), float(edge + size), int(count), f"{edge}" if size == 1 else f"{edge}–{edge + size - 1}")
+        (edge - 0.5, edge + size - 0.5, int(count), f"{edge}" if size == 1 else f"{edge}–{edge + size - 1}")
         for edge, count in zip(edges, counts, strict=True)
     ]
     marks = [(summary.tokens / summary.sequences, f"mean {summary.tokens / summary.sequences:,.1f}")]
@@ -141,7 +141,7 @@ def _sequence_logprobs(summary: Summary) -> Chart:
     beyond = summary.sequences - int(below[-1])
     note = f"{beyond:,} more lie further left." if beyond else ""
     label = "sum of log-probabilities, nats"
-    return _histogram("sequence-logprobs", "Sequence log-probability", label, bars, note=note, marks=marks)
+    return _histogram("sequence-logprobs", "Sequence log-probability", label, bars, note=note, marks=marks, least=0)
 
 
 def _correct(summary: Summary, samples: int | None) -> Chart:
@@ -166,11 +166,8 @@ def _reasons(summary: Summary) -> Chart:
     names = known + sorted(summary.reasons.keys() - _REASONS.keys())
     most = max(summary.reasons.values())
     frame = Frame((0, len(names)), (0, most * 1.1), _TOP, _BOTTOM)
-    parts = [
-        axes(
-            frame, x=[(i + 0.5, visible(name)) for i, name in enumerate(names)], y=ticks(*frame.y), y_label="sequences"
-        )
-    ]
+    places = [(i + 0.5, visible(name)) for i, name in enumerate(names)]
+    parts = [axes(frame, x=places, y=ticks(*frame.y, least=1), y_label="sequences")]
     rows = []
     for i, name in enumerate(names):
         count = summary.reasons[name]
@@ -193,11 +190,13 @@ def _histogram(
     note: str,
     unit: str = "sequences",
     marks: list[tuple[float, str]] | None = None,
+    least: float = 1,
 ) -> Chart:
-    """Bars of (start, end, count, what they hold), side by side."""
+    """Bars of (start, end, count, what they hold), side by side; `least` between two values that the axis names."""
     total = sum(count for _, _, count, _ in bars)
     frame = Frame((bars[0][0], bars[-1][1]), (0, max(count for _, _, count, _ in bars) * 1.08 or 1), _TOP, _BOTTOM)
-    parts = [axes(frame, x=ticks(*frame.x, 6), y=ticks(*frame.y), x_label=label, y_label=unit)]
+    x, y = ticks(*frame.x, 6, least=least), ticks(*frame.y, least=1)
+    parts = [axes(frame, x=x, y=y, x_label=label, y_label=unit)]
     parts += [column(frame, start, end, count) for start, end, count, _ in bars]
     parts += [rule(frame, at, words) for at, words in marks or () if frame.x[0] <= at <= frame.x[1]]
     rows = []
