@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from jobs import Client
 from jobs.errors import StoreError
+from jobs.paths import JobPaths
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.summaries import Summaries
@@ -41,6 +42,10 @@ class Site:
     def store(self) -> Store:
         """Raises StoreError as `client`."""
         return self.client.store
+
+    def paths(self, job_id: str) -> JobPaths:
+        """Where the files of a job lie."""
+        return JobPaths(self.settings.results, job_id)
 
     def check(self) -> None:
         """Ask the database now. Raises StoreError."""

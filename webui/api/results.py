@@ -107,10 +107,6 @@ def errors_file(site: TheSite, job: TheJob, shard: Annotated[int, _SHARD]) -> Fi
     return _file(site, job, done.errors_file, digest, f"{job.id}-{shard:06d}-errors.jsonl", _JSONL)
 
 
-def _paths(site: Site, job: Job) -> JobPaths:
-    return JobPaths(site.settings.results, job.id)
-
-
 def _done(site: Site, job: Job, index: int) -> Shard:
     shard = site.store.shard(job.id, index)
     if shard.state is not ShardState.DONE:
@@ -119,7 +115,7 @@ def _done(site: Site, job: Job, index: int) -> Shard:
 
 
 def _file(site: Site, job: Job, name: str, sha256: str | None, called: str, media_type: str) -> FileResponse:
-    path = _paths(site, job).resolve(name)
+    path = site.paths(job.id).resolve(name)
     with reading(path):
         stat = path.stat()
     headers = {"ETag": f'"{sha256}"'} if sha256 else {}
@@ -138,7 +134,7 @@ def _rows_from(site: Site, job: Job, start: Part, prompt: int | None) -> Iterato
     """Rows behind a place, each with its own place."""
     for shard in _done_shards(site, job, start[0], prompt):
         skip = start[1] if shard.index == start[0] else 0
-        path = _paths(site, job).resolve(shard.file or "")
+        path = site.paths(job.id).resolve(shard.file or "")
         for number, row in enumerate(pick_rows(path, range(skip, shard.sequences)), start=skip + 1):
             if prompt is None or row["prompt_index"] == prompt:
                 yield (shard.index, number), row
@@ -152,7 +148,7 @@ def _sorted_rows(
     if measure is not Measure.LENGTH and measure.column not in job.spec["measurements"]:
         raise UsageError(f"job {job.id} did not measure {measure.column}; sort by length or by what it measured")
     shards = _done_shards(site, job, 0, prompt)
-    files = (_paths(site, job).resolve(shard.file or "") for shard in shards)
+    files = (site.paths(job.id).resolve(shard.file or "") for shard in shards)
     after = place_of(cursor, tuple[float, Offset, Number])
     ranked, scanned = rank(files, measure, descending=descending, prompt_index=prompt, after=after, limit=limit)
     found: list[Row] = []
@@ -173,6 +169,6 @@ def _errors_from(site: Site, job: Job, start: Part) -> Iterator[tuple[Part, Prom
     for shard in _done_shards(site, job, start[0], None):
         skip = start[1] if shard.index == start[0] else 0
         if shard.errors_file is not None and skip < shard.prompt_errors:
-            lines = islice(read_jsonl(_paths(site, job).resolve(shard.errors_file)), skip, None)
+            lines = islice(read_jsonl(site.paths(job.id).resolve(shard.errors_file)), skip, None)
             for number, line in enumerate(lines, start=skip + 1):
                 yield (shard.index, number), PromptError(**line)

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jobs.gold import RULE
-from jobs.paths import JobPaths
 from jobs.records import Job
 from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
 from webui.pages.job import head
@@ -51,7 +50,7 @@ def _view(request: Request, site: Site, job: Job, of: Distribution | None) -> Re
     offered = [name for name in COLUMNS if set(COLUMNS[name]) & set(kept)]
     of = of or (offered[0] if offered else "model")
     measured = tuple(name for name in COLUMNS[of] if name in kept)
-    summary = site.summaries.of(site.store, JobPaths(site.settings.results, job.id), job, measured)
+    summary = site.summaries.of(site.store, site.paths(job.id), job, measured)
     values: dict[str, Any] = {**head(site, job, "charts"), "of": of, "offered": offered, "summary": summary}
     drawn = draw(summary, job.spec["max_new_tokens"], job.spec["G"])
     return page(request, "pictures/charts.html", **values, charts=drawn, figures=figures(summary))

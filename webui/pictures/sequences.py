@@ -108,7 +108,7 @@ def _first(site: Site, job: Job) -> int:
 def _content(site: Site, job: Job, view: View) -> dict[str, Any]:
     """The prompt with those of its responses that are looked at, or in `missing` why there are none."""
     shard = site.store.shard_of(job.id, view.prompt)
-    paths = JobPaths(site.settings.results, job.id)
+    paths = site.paths(job.id)
     rows = read_prompt(paths.resolve(shard.file), view.prompt) if shard.file else []
     if not rows:
         return {"missing": _missing(paths, shard, view.prompt), "waiting": not (shard.file or job.state.ended)}
