@@ -9,13 +9,16 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import paging
+from jobs.access import Retried
+from jobs.labels import label_of
 from jobs.logs import read_part
 from jobs.paging import JOB_PLACE, Number, Offset, Page, page_of, place_of
 from jobs.presence import WorkerStatus
 from jobs.progress import JobStatus, Progress, Running
 from jobs.records import Attempt, Job, Shard, Webhook
+from jobs.spec import QUEUE
 from jobs.states import JobState, ShardState
-from webui.api.shapes import NO_JOB, NOT_NOW, NOT_YOURS, Cursor, Retried, TheJob
+from webui.api.shapes import NO_JOB, NOT_NOW, NOT_YOURS, Cursor, TheJob
 from webui.caller import TheCaller
 from webui.site import Site, TheSite
 
@@ -32,15 +35,14 @@ class Filters(BaseModel):
     model: str | None = Field(None, description="Of this model.")
     label: str | None = Field(None, description="With this label: KEY, or KEY=VALUE.")
     owner: str | None = Field(None, description="Of this owner.")
-    queue: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of this queue.")
+    queue: str | None = Field(None, pattern=QUEUE, description="Of this queue.")
     q: str | None = Field(None, description="With this text in id, name, model or adapter.")
 
     def of_store(self) -> dict[str, Any]:
         """As the store takes them."""
-        key, equals, value = (self.label or "").partition("=")
         return {
             "model": self.model,
-            "label": (key, value if equals else None) if key else None,
+            "label": label_of(self.label),
             "owner": self.owner,
             "queue": self.queue,
             "text": self.q,

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
 from jobs.errors import SeqprocError
+from jobs.paging import cursor
 from jobs.states import JobState
 from jobs.text import plural
 from webui.caller import TheCaller
 from webui.pages.pace import Pace, running
-from webui.pages.query import Query, cursor
+from webui.pages.query import Query
 from webui.polled import polled
 from webui.refusals import refuse
 from webui.site import Site, TheSite
