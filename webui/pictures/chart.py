@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from jobs.text import minus
+
 WIDTH, LEFT, RIGHT = 480, 76, 468
 _LINE = 20  # baseline of the legend, and of what the pointer rests on
 
@@ -67,8 +69,8 @@ def short(value: float) -> str:
     """`0.25`, `−12`, `8,000`, `120k`, `1.5M`."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= max(unit, 1e4):
-            return f"{value / unit:.4g}{name}".replace("-", "−")
-    return f"{value:,.4g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}".replace("-", "−")
+            return minus(f"{value / unit:.4g}{name}")
+    return minus(f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}")
 
 
 def axes(frame: Frame, *, x: Ticks, y: Ticks, x_label: str = "", y_label: str = "") -> Markup:

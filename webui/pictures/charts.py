@@ -14,9 +14,9 @@ from starlette.responses import Response
 from jobs.gold import RULE
 from jobs.records import Job
 from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
+from jobs.text import marked, minus
 from webui.pages.job import head
 from webui.pictures.chart import Chart, Frame, axes, column, picture, readout, rule, short, step, text, ticks
-from webui.pictures.marks import visible
 from webui.pictures.positions import by_position, starts_of_groups
 from webui.polled import polled
 from webui.site import Site, TheSite
@@ -84,7 +84,7 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
         count = summary.tokens - int(measurement.infinite.sum())
         if count:
             what = "mean entropy" if name.endswith("entropies") else "mean log-probability"
-            found.append((what, f"{measurement.sums.sum() / count:.4f} nats/token".replace("-", "−")))
+            found.append((what, minus(f"{measurement.sums.sum() / count:.4f} nats/token")))
     if summary.judged:
         share, error = _accuracy(summary)
         name = "accuracy" if error is None else "accuracy ± standard error"
@@ -165,16 +165,16 @@ def _reasons(summary: Summary) -> Chart:
     names = known + sorted(summary.reasons.keys() - _REASONS.keys())
     most = max(summary.reasons.values())
     frame = Frame((0, len(names)), (0, most * 1.1), _TOP, _BOTTOM)
-    places = [(i + 0.5, visible(name)) for i, name in enumerate(names)]
+    places = [(i + 0.5, marked(name)) for i, name in enumerate(names)]
     parts = [axes(frame, x=places, y=ticks(*frame.y, least=1), y_label="sequences")]
     rows = []
     for i, name in enumerate(names):
         count = summary.reasons[name]
         share = f"{count / summary.sequences:.1%}"
-        rows.append((visible(name), f"{count:,}", share))
+        rows.append((marked(name), f"{count:,}", share))
         parts.append(column(frame, i + 0.2, i + 0.8, count))
         parts.append(text(frame, i + 0.5, count, share))
-        parts.append(readout(frame, i, i + 1, f"{visible(name)}: {count:,} sequences, {share}"))
+        parts.append(readout(frame, i, i + 1, f"{marked(name)}: {count:,} sequences, {share}"))
     note = "; ".join(f"{name}: {_REASONS[name]}" for name in known) + "."
     svg = picture(_HEIGHT - 16, "sequences by the reason for which they ended", parts)
     return Chart("reasons", "Why responses ended", note, svg, ("reason", "sequences", "share"), rows)

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.summary import TOKEN_BINS, ByPosition, Floats, Ints, bucket_starts, quantiles
+from jobs.text import minus
 from webui.pictures.chart import Chart, Frame, axes, band, legend, line, picture, readout, short, ticks
 
 _POINTS = 256  # of a line, at most
@@ -92,7 +93,7 @@ def _parts(series: _Series, rows: list[tuple[str, ...]], what: str) -> list[Mark
 
 
 def _row(series: _Series, i: int) -> tuple[str, ...]:
-    nats = (f"{value:.3f}".replace("-", "−") for value in (series.means[i], *series.bands[:, i]))
+    nats = (minus(f"{value:.3f}") for value in (series.means[i], *series.bands[:, i]))
     return (series.place(i), *nats, f"{series.reach[i]:,.0f}")
 
 

@@ -17,7 +17,6 @@ from jobs.records import Job, Shard
 from jobs.states import ShardState
 from jobs.tint import NAMES
 from webui.pages.job import head
-from webui.pictures.marks import visible
 from webui.pictures.responses import COLUMNS, By, Sort, ordered, passage, prompt_text
 from webui.site import Site, TheSite
 from webui.templates import page
@@ -123,10 +122,10 @@ def _content(site: Site, job: Job, view: View) -> dict[str, Any]:
     return {
         "missing": None,
         "waiting": False,
-        "custom_id": visible(rows[0]["custom_id"] or ""),
+        "custom_id": rows[0]["custom_id"] or "",
         "prompt_text": prompt_text(rows[0]),
         "prompt_tokens": len(rows[0]["prompt_ids"]),
-        "gold": None if rows[0]["answer"] is None else visible(rows[0]["answer"]),
+        "gold": rows[0]["answer"],
         "passages": [passage(row, view.by, view.start if view.sample is not None else 0, room) for row in chosen],
         "room": room,
         "responses": len(rows),
@@ -138,6 +137,6 @@ def _missing(paths: JobPaths, shard: Shard, prompt: int) -> str:
     if shard.state is ShardState.DONE:
         errors = read_jsonl(paths.resolve(shard.errors_file)) if shard.errors_file else iter(())
         found = next((error["error"] for error in errors if error["prompt_index"] == prompt), "its reason is not known")
-        return f"Prompt {prompt} failed: {visible(str(found))}"
-    why = f": {visible(shard.error)}" if shard.state is ShardState.FAILED and shard.error else ""
+        return f"Prompt {prompt} failed: {found}"
+    why = f": {shard.error}" if shard.state is ShardState.FAILED and shard.error else ""
     return f"There is nothing of prompt {prompt} yet: its shard {shard.index} is {shard.state}{why}"
