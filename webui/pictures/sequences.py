@@ -31,6 +31,12 @@ _BY_NAMES: dict[By, str] = {
     "sampling_logprob": "sampling log-probability",
     "sampling_entropy": "sampling entropy",
 }
+_LEGENDS: dict[By, str] = {
+    "logprob": "−log p",
+    "entropy": "entropy",
+    "sampling_logprob": "−log q",
+    "sampling_entropy": "sampling entropy",
+}
 _SORT_NAMES: dict[Sort, str] = {
     "sample": "sample",
     "tokens": "length",
@@ -83,6 +89,7 @@ def sequences(
         "view": view,
         "offered": offered,
         "sorts": _SORT_NAMES,
+        "legend": view.by and _LEGENDS[view.by],
         "steps": NAMES,
     }
     return page(request, "pictures/sequences.html", **values, **_content(site, job, view))
