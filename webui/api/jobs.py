@@ -18,13 +18,11 @@ from jobs.progress import JobStatus, Progress, Running
 from jobs.records import Attempt, Job, Shard, Webhook
 from jobs.spec import QUEUE
 from jobs.states import JobState, ShardState
-from webui.api.shapes import NO_JOB, NOT_NOW, NOT_YOURS, Cursor, TheJob
+from webui.api.shapes import NO_JOB, NOT_NOW, NOT_YOURS, Cursor, Limit, TheJob
 from webui.caller import TheCaller
 from webui.site import Site, TheSite
 
 router = APIRouter(tags=["jobs"])
-
-Limit = Annotated[int, Query(ge=1, le=1_000, description="At most so many.")]
 
 
 class Filters(BaseModel):
@@ -137,8 +135,7 @@ def logs(site: TheSite, job: TheJob, cursor: Cursor = None, limit: Limit = 1_000
 @router.post("/jobs/{job}/cancel", responses=NO_JOB | NOT_NOW | NOT_YOURS, summary="Stop a job")
 def cancel(site: TheSite, caller: TheCaller, job: TheJob) -> Job:
     """Pending shards at once, running ones within a heartbeat. What is done stays readable."""
-    caller.check_may_steer(job)
-    return site.client.get(job.id).cancel()
+    return site.steered(job.id, caller).cancel()
 
 
 @router.post("/jobs/{job}/retry", responses=NO_JOB | NOT_NOW | NOT_YOURS, summary="Queue what failed again")
@@ -149,8 +146,7 @@ def retry(
     failed_only: Annotated[bool, Query(description="Leave cancelled shards as they are.")] = False,
 ) -> Retried:
     """And what was cancelled. What is done is not made twice."""
-    caller.check_may_steer(job)
-    handle = site.client.get(job.id)
+    handle = site.steered(job.id, caller)
     return Retried(handle.retry(failed_only=failed_only), handle.unrung)
 
 
@@ -159,8 +155,7 @@ def retry(
 )
 def delete(site: TheSite, caller: TheCaller, job: TheJob) -> Response:
     """With its results. There is no way back."""
-    caller.check_may_steer(job)
-    site.client.get(job.id).delete()
+    site.steered(job.id, caller).delete()
     return Response(status_code=204)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -17,10 +17,10 @@ from jobs.manifest import build
 from jobs.paging import Number, Offset, Page, place_of
 from jobs.parquet import pick_rows
 from jobs.paths import JobPaths
-from jobs.ranking import SCANNED, Measure, rank
+from jobs.ranking import SCANNED, Measure, Ranked, rank
 from jobs.records import Job, Shard
 from jobs.states import ShardState
-from webui.api.shapes import NO_JOB, NOT_NOW, Cursor, PromptError, Row, RowsPage, TheJob, refusals
+from webui.api.shapes import NO_JOB, NOT_NOW, Cursor, Limit, PromptError, Row, RowsPage, TheJob, refusals
 from webui.site import Site, TheSite
 
 router = APIRouter(tags=["results"])
@@ -52,14 +52,7 @@ def rows(
 ) -> RowsPage:
     if sort is not None:
         return _sorted_rows(site, job, sort, order == "desc", prompt, cursor, limit)
-    found: list[Row] = []
-    place, tokens = None, 0
-    for place, row in _rows_from(site, job, place_of(cursor, Part) or (0, 0), prompt):
-        found.append(row)
-        tokens += len(row["response_ids"])
-        if len(found) == limit or tokens >= _PAGE_TOKENS:
-            return RowsPage(items=found, next=paging.cursor(place))
-    return RowsPage(items=found, next=None)
+    return _cut(_rows_from(site, job, place_of(cursor, Part) or (0, 0), prompt), limit)
 
 
 @router.get("/jobs/{job}/errors", responses=NO_JOB, summary="A job's prompts that could not be done")
@@ -67,7 +60,7 @@ def errors(
     site: TheSite,
     job: TheJob,
     cursor: Cursor = None,
-    limit: Annotated[int, Query(ge=1, le=1_000, description="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> Page[PromptError]:
     found = list(islice(_errors_from(site, job, place_of(cursor, Part) or (0, 0)), limit))
     more = paging.cursor(found[-1][0]) if len(found) == limit else None
@@ -151,16 +144,25 @@ def _sorted_rows(
     files = (site.paths(job.id).resolve(shard.file or "") for shard in shards)
     after = place_of(cursor, tuple[float, Offset, Number])
     ranked, scanned = rank(files, measure, descending=descending, prompt_index=prompt, after=after, limit=limit)
+    return _cut(((one.place, _row(one)) for one in ranked), limit, scanned)
+
+
+def _row(ranked: Ranked) -> Row:
+    row = next(pick_rows(ranked.file, [ranked.position]), None)
+    if row is None:
+        raise ResultsError(f"{ranked.file} has changed while it was read; ask again")
+    return row
+
+
+def _cut(rows: Iterable[tuple[Any, Row]], limit: int, scanned: int | None = None) -> RowsPage:
+    """A page of rows, each behind its own place: `limit` of them, or as many as reach `_PAGE_TOKENS`."""
     found: list[Row] = []
     tokens = 0
-    for one in ranked:
-        row = next(pick_rows(one.file, [one.position]), None)
-        if row is None:
-            raise ResultsError(f"{one.file} has changed while it was read; ask again")
+    for place, row in rows:
         found.append(row)
         tokens += len(row["response_ids"])
         if len(found) == limit or tokens >= _PAGE_TOKENS:
-            return RowsPage(items=found, next=paging.cursor(one.place), scanned=scanned)
+            return RowsPage(items=found, next=paging.cursor(place), scanned=scanned)
     return RowsPage(items=found, next=None, scanned=scanned)
 
 

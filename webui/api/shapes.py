@@ -14,6 +14,7 @@ from webui.site import TheSite
 
 Row = dict[str, Any]
 Cursor = Annotated[str | None, Query(description="`next` of the page before, as it stands.")]
+Limit = Annotated[int, Query(ge=1, le=1_000, description="At most so many.")]
 
 
 class ErrorDetail(BaseModel):

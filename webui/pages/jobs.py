@@ -63,9 +63,7 @@ def cancel_jobs(
     listed = f"/jobs?{back}" if back else "/jobs"
     if not job:
         return refuse(request, 400, "No job was chosen: tick those to cancel, then press the button.", code="none")
-    handles = [site.client.get(job_id) for job_id in job[:_PAGE]]
-    for handle in handles:
-        caller.check_may_steer(handle.record)
+    handles = [site.steered(job_id, caller) for job_id in job[:_PAGE]]
     if not confirm:
         jobs = [handle.record for handle in handles]
         return page(request, "cancel.html", jobs=jobs, back=back, listed=listed)
