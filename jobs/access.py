@@ -7,6 +7,7 @@ over HTTP also raises Unreachable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from jobs.presence import WorkerStatus
@@ -17,6 +18,14 @@ from jobs.spec import JobSpec
 from jobs.submit import Plan, Submitted
 
 OnPrompt = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The job, queued again; `unrung` is why idle workers could not be rung, if so."""
+
+    job: Job
+    unrung: str | None
 
 
 class Helper(Protocol):
@@ -59,9 +68,7 @@ class Access(Protocol):
 
     def cancel(self, job_id: str) -> Job: ...
 
-    def retry(self, job_id: str, *, failed_only: bool) -> tuple[Job, str | None]:
-        """The job, and why idle workers could not be rung, if so."""
-        ...
+    def retry(self, job_id: str, *, failed_only: bool) -> Retried: ...
 
     def delete(self, job_id: str) -> None: ...
 

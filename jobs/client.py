@@ -129,7 +129,8 @@ class JobHandle:
 
     def retry(self, *, failed_only: bool = False) -> Job:
         """Queue what failed, and unless `failed_only` what was cancelled, again. What is done is not made twice."""
-        self.record, self.unrung = self._access.retry(self.id, failed_only=failed_only)
+        done = self._access.retry(self.id, failed_only=failed_only)
+        self.record, self.unrung = done.job, done.unrung
         return self.record
 
     def delete(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from jobs.access import OnPrompt
+from jobs.access import OnPrompt, Retried
 from jobs.child import ChildWorker, environment
 from jobs.doorbell import Doorbell
 from jobs.errors import ResultsError
@@ -79,9 +79,9 @@ class Local:
         with suppress(ResultsError):  # a reader without the right to write; a worker or gc will
             ensure_manifest(self.store, self.settings, job_id)
 
-    def retry(self, job_id: str, *, failed_only: bool) -> tuple[Job, str | None]:
+    def retry(self, job_id: str, *, failed_only: bool) -> Retried:
         job = self.store.retry(job_id, failed_only=failed_only)
-        return job, Doorbell(self.store, self.settings).ring(job.queue, job.pending_shards)
+        return Retried(job, Doorbell(self.store, self.settings).ring(job.queue, job.pending_shards))
 
     def delete(self, job_id: str) -> None:
         delete(self.store, self.settings, job_id)

@@ -20,7 +20,6 @@ T = TypeVar("T")
 JobId = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$", description="A job's whole id.")]
 Number = Annotated[int, Field(ge=-1, lt=2**31)]
 Offset = Annotated[int, Field(ge=0, lt=2**63)]
-Moment = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Page(BaseModel, Generic[T]):
@@ -50,4 +49,5 @@ def place_of(text: str | None, shape: Any) -> Any:
         raise UsageError("the cursor is none of ours: take it from `next` of the page before, as it stands") from None
 
 
-JOB_PLACE = tuple[Moment, JobId]  # (created_at, id)
+JOB_PLACE = tuple[Annotated[float, Field(allow_inf_nan=False)], JobId]
+"""The shape of a `jobs.records.Moment` that comes from elsewhere."""

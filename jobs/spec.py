@@ -34,6 +34,9 @@ MEASUREMENTS: tuple[Measurement, ...] = ("logprobs", "entropies", "sampling_logp
 
 BatchSize = PositiveInt | Literal["auto"]
 
+QUEUE = r"^[A-Za-z0-9._-]{1,64}$"
+"""What the name of a queue looks like."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_LABEL = 256
 _STORED, _REMOTE = "stored", "remote"  # validation contexts
@@ -134,7 +137,7 @@ class JobSpec(BaseModel):
     name: str | None = Field(None, max_length=_MAX_LABEL, description="a name for people")
     labels: dict[str, str] = Field(default_factory=dict, description="key=value pairs to find the job by")
     priority: int = Field(0, ge=-1000, le=1000, description="higher goes first")
-    queue: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="which workers may take it")
+    queue: str = Field("default", pattern=QUEUE, description="which workers may take it")
     shard_size: int = Field(16, ge=1, le=100_000, description="prompts per shard, the unit of work and of commit")
     ttl: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="days to keep the job after its end; gc deletes it then"

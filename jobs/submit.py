@@ -43,6 +43,24 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """What a submit would make: the resolved spec without its prompts, and counts."""
+
+    spec: dict[str, Any]
+    num_prompts: int
+    num_sequences: int
+    num_shards: int
+    snapshot_digest: str
+    ignored_columns: list[str]
+
+    @classmethod
+    def of(cls, plan: Plan) -> Planned:
+        """The plan as plain data."""
+        counts = {name: getattr(plan, name) for name in cls.__dataclass_fields__ if name != "spec"}
+        return cls(spec=plan.spec.stored(), **counts)
+
+
+@dataclass(frozen=True, slots=True)
 class Submitted:
     """The job, and whether it is new or an older one under the same idempotency key."""
 

@@ -12,7 +12,10 @@ _BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u206
 _CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *map(ord, _BIDI), 0x2028, 0x2029))
 _MULTI_LINE = {code: new for code, new in _CONTROLS.items() if chr(code) not in "\n\t"}
 _ONE_LINE: dict[int, str | None] = {**_CONTROLS, **dict.fromkeys(map(ord, "\n\t\u2028\u2029"), " ")}
-_MARKS = {code: chr(0x2400 + code) if code < 0x20 else "\ufffd" for code in _MULTI_LINE}  # ␛ for an escape
+STEERING = frozenset(_MULTI_LINE)
+"""Code points that a terminal or a page does not show but obeys: all that `clean` takes out."""
+
+_MARKS = {code: chr(0x2400 + code) if code < 0x20 else "\ufffd" for code in STEERING}  # ␛ for an escape
 
 
 def clean(text: str) -> str:
@@ -64,3 +67,8 @@ def size(count: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 shard`, `2,000 shards`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def minus(figure: str) -> str:
+    """A figure with minus signs for its hyphens: `−12.5`, as wide as a plus."""
+    return figure.replace("-", "−")

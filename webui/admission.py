@@ -16,32 +16,40 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 
 MAX_INLINE_PROMPTS = 10_000
+_STAND_INS = {"file": None, "model": "x", "adapter": "x", "prompts": ["x"]}  # for what is refused unseen
 
 
 def admit(fields: dict[str, Any], settings: Settings) -> JobSpec:
     """The spec of these fields. Raises SpecError with a line for each thing wrong."""
-    if problems := _inadmissible(fields, settings):
-        raise SpecError(problems)
-    return JobSpec.parse(fields, remote=True)
+    refused = _refused(fields, settings)
+    others = fields | {name: _STAND_INS[name] for name in refused}
+    try:
+        spec = JobSpec.parse(others, remote=True)
+    except SpecError as error:
+        raise SpecError([*refused.values(), *error.problems]) from None
+    if refused:
+        raise SpecError(list(refused.values()))
+    return spec
 
 
-def _inadmissible(fields: dict[str, Any], settings: Settings) -> list[str]:
-    problems = []
+def _refused(fields: dict[str, Any], settings: Settings) -> dict[str, str]:
+    """The problem of each field that may not say over HTTP what it says."""
+    found = {}
     if fields.get("file") is not None:
-        problems.append("file: would be a file of the server; send the prompts themselves, as lines of JSON")
+        found["file"] = "file: would be a file of the server; send the prompts themselves, as lines of JSON"
     for name in ("model", "adapter"):
         value = fields.get(name)
         if isinstance(value, str) and _is_path(value) and not _lies_in(value, settings.model_roots):
-            problems.append(
+            found[name] = (
                 f"{name}: is no hub id like org/name, and in no folder that the operator opened (SEQPROC_MODEL_ROOTS)"
             )
     prompts = fields.get("prompts")
     if isinstance(prompts, list) and len(prompts) > MAX_INLINE_PROMPTS:
-        problems.append(
+        found["prompts"] = (
             f"prompts: {len(prompts):,} are too many for one JSON document, which may hold {MAX_INLINE_PROMPTS:,}; "
             "send them as lines to /api/v1/jobs/stream"
         )
-    return problems
+    return found
 
 
 def _is_path(value: str) -> bool:

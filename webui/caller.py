@@ -34,7 +34,7 @@ class Caller:
             )
 
 
-def _caller(connection: HTTPConnection) -> Caller:
+async def _caller(connection: HTTPConnection) -> Caller:  # async: not worth a thread
     caller: Caller = connection.state.caller  # the guard lets nobody in without
     return caller
 

@@ -111,7 +111,7 @@ def _cookie(connection: HTTPConnection) -> str:
     return f"seqproc-session-{port}" if port.isdecimal() else "seqproc-session"
 
 
-def _entrance(connection: HTTPConnection) -> Entrance:
+async def _entrance(connection: HTTPConnection) -> Entrance:  # async: not worth a thread
     entrance: Entrance = connection.app.state.entrance
     return entrance
 

@@ -11,11 +11,13 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from jobs import Client
+from jobs import Client, JobHandle
 from jobs.errors import StoreError
+from jobs.paths import JobPaths
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.summaries import Summaries
+from webui.caller import Caller
 from webui.polled import Views
 
 
@@ -41,6 +43,16 @@ class Site:
     def store(self) -> Store:
         """Raises StoreError as `client`."""
         return self.client.store
+
+    def steered(self, job: str, caller: Caller) -> JobHandle:
+        """A job that the caller is about to change. Raises JobNotFound; HTTPException, 403, if it is another's."""
+        handle = self.client.get(job)
+        caller.check_may_steer(handle.record)
+        return handle
+
+    def paths(self, job_id: str) -> JobPaths:
+        """Where the files of a job lie."""
+        return JobPaths(self.settings.results, job_id)
 
     def check(self) -> None:
         """Ask the database now. Raises StoreError."""

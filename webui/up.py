@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -61,6 +60,8 @@ def up(
                 out.hint(f"The page is at the address below, {who} beside it. Ctrl-C ends all.")
                 out.data(page)
                 if open_page:
+                    import webbrowser
+
                     webbrowser.open(page)
 
             guarded = settings.model_copy(update={"token": token})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag
+from jobs.labels import label_of
 from jobs.states import JobState, ShardState
 from jobs.text import clean_line, moment, plural, seconds
 
@@ -35,12 +36,11 @@ def list_jobs(
     from jobs.client import Client
 
     out = Output(as_json=as_json, quiet=quiet)
-    key, equals, value = (label or "").partition("=")
     with Client() as client:
         found = client.jobs(
             states=state or None,
             model=model,
-            label=(key, value if equals else None) if key else None,
+            label=label_of(label),
             queue=queue,
             owner=owner,
             limit=limit,

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from jobs.errors import SpecError, UsageError
+from jobs.labels import label_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -147,8 +148,8 @@ def _shown(default: Any) -> str:
 
 
 def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
+    key, value = label_of(text) or ("", None)
+    if value is None:
         raise UsageError(f"--labels: {text!r} is no pair; write it as key=value")
     return key, value
 

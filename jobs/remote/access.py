@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from jobs.access import OnPrompt
+from jobs.access import OnPrompt, Retried
 from jobs.errors import SpecError
+from jobs.labels import Label, written
 from jobs.paging import cursor
 from jobs.presence import WorkerStatus
 from jobs.progress import JobStatus, Running
-from jobs.records import Attempt, Job, LostSpec, Shard, Webhook
+from jobs.records import Attempt, Job, LostSpec, Moment, Shard, Webhook
 from jobs.remote.cache import Cache
 from jobs.remote.server import Server
 from jobs.remote.upload import upload
 from jobs.results import Contents, JobResults
 from jobs.spec import JobSpec, problems
 from jobs.states import JobState
-from jobs.submit import Plan, Submitted
+from jobs.submit import Plan, Planned, Submitted
 
 _PAGE = 1_000  # shards, attempts
 _JOBS_PAGE = 200
 _LOOK_EVERY = 0.5  # seconds between looks at a log that grows
-
-
-class _Retried(BaseModel):
-    job: Job
-    unrung: str | None
-
-
-class _Planned(BaseModel):
-    spec: dict[str, Any]
-    num_prompts: int
-    num_sequences: int
-    num_shards: int
-    snapshot_digest: str
 
 
 class Remote:
@@ -70,9 +58,9 @@ class Remote:
 
     def plan(self, spec: JobSpec, *, prompts: Iterable[Any] | None, stdin: BinaryIO | None) -> Plan:
         with upload(spec, prompts=prompts, stdin=stdin) as sent:
-            found = self._server.upload(_Planned, "/jobs/plan/stream", sent.body)
+            found = self._server.upload(Planned, "/jobs/plan/stream", sent.body)
         resolved = JobSpec.of_stored(found.spec).model_copy(update={"prompts": spec.prompts, "file": spec.file})
-        return Plan(**dict(found) | {"spec": resolved}, ignored_columns=sent.ignored_columns)
+        return Plan(**asdict(found) | {"spec": resolved, "ignored_columns": sent.ignored_columns})
 
     def job(self, id_or_prefix: str) -> Job:
         return _job(self._server.read(Job, "/find", job=id_or_prefix))
@@ -86,17 +74,21 @@ class Remote:
         self,
         *,
         states: Collection[JobState] | None = None,
-        label: tuple[str, str | None] | None = None,
+        label: Label | None = None,
         text: str | None = None,
         limit: int = 50,
-        before: tuple[float, str] | None = None,
+        before: Moment | None = None,
         **same: Any,
     ) -> list[Job]:
         if limit < 1 or (states is not None and not states):
             return []
-        query = {"state": states and list(states), "q": text, "cursor": before and cursor(before), **same}
-        if label is not None:
-            query["label"] = label[0] if label[1] is None else "=".join(map(str, label))
+        query = {
+            "state": states and list(states),
+            "label": label and written(label),
+            "q": text,
+            "cursor": before and cursor(before),
+            **same,
+        }
         found: list[Job] = []
         for page in self._server.pages(Job, "/jobs", limit=min(limit, _JOBS_PAGE), **query):
             found += map(_job, page.items)
@@ -113,9 +105,9 @@ class Remote:
     def cancel(self, job_id: str) -> Job:
         return _job(self._server.post(Job, f"/jobs/{job_id}/cancel", again=True))
 
-    def retry(self, job_id: str, *, failed_only: bool) -> tuple[Job, str | None]:
-        done = self._server.post(_Retried, f"/jobs/{job_id}/retry", again=False, failed_only=failed_only)
-        return _job(done.job), done.unrung
+    def retry(self, job_id: str, *, failed_only: bool) -> Retried:
+        done = self._server.post(Retried, f"/jobs/{job_id}/retry", again=False, failed_only=failed_only)
+        return replace(done, job=_job(done.job))
 
     def delete(self, job_id: str) -> None:
         self._server.delete(f"/jobs/{job_id}")

@@ -26,6 +26,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from jobs.labels import Label
 from jobs.records import Job, JobPage, Moment, StateCounts
 from jobs.states import JobState
 from jobs.store.part import Part, through
@@ -36,7 +37,6 @@ _WINDOW = 2_000  # jobs of a state that are looked at, where an index alone cann
 _COUNTED = 10_001  # jobs of a state: enough to say that there are more than 10,000
 
 _NEWEST_FIRST: tuple[Any, Any] = (desc("created_at"), desc("id"))
-_Label = tuple[str, str | None]
 _Conditions = Sequence[ColumnElement[bool]]
 
 
@@ -60,7 +60,7 @@ class Listing(Part):
         *,
         states: Collection[JobState] | None = None,
         owner: str | None = None,
-        label: _Label | None = None,
+        label: Label | None = None,
         model: str | None = None,
         queue: str | None = None,
         text: str | None = None,
@@ -88,7 +88,7 @@ class Listing(Part):
         self,
         *,
         owner: str | None = None,
-        label: _Label | None = None,
+        label: Label | None = None,
         model: str | None = None,
         queue: str | None = None,
         text: str | None = None,
@@ -111,7 +111,7 @@ class _Search:
         states: Sequence[JobState],
         before: Moment | None,
         *,
-        label: _Label | None,
+        label: Label | None,
         text: str | None,
         **columns: str | None,
     ) -> None:

@@ -15,10 +15,12 @@ DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 # A page that nobody sees does not poll: no look differs, and htmx meets no style that axe tries out on an element.
 _STILL = """Object.defineProperty(document, "hidden", {value: true})
 document.dispatchEvent(new Event("visibilitychange"))"""
+_SIDEWAYS = """[...document.querySelectorAll(".scroll")]
+    .filter(region => region.scrollWidth > region.clientWidth).map(region => region.ariaLabel)"""
 
 
 def look_at(page: Page, name: str) -> list[str]:
-    """Take the page's pictures; returns what axe finds in each look, and where it is wider than the window."""
+    """Take the page's pictures; returns what axe finds in each look, and what is wider than there is room for."""
     found = []
     page.evaluate(_STILL)
     page.wait_for_load_state("networkidle")
@@ -29,6 +31,7 @@ def look_at(page: Page, name: str) -> list[str]:
         problems = violations(page)
         if width > size["width"]:
             problems.append(f"is {width} px wide")
+        problems += [f"{label} scrolls sideways" for label in page.evaluate(_SIDEWAYS)]
         found += [f"{scheme}, {device}: {problem}" for problem in problems]
         # As high as the page: what sticks to the window's edge would else stand in the middle of the picture.
         page.set_viewport_size(size | {"height": max(height, size["height"])})

@@ -107,6 +107,31 @@ class TestSecrets:
         having = {name for name, service in services.items() if SECRETS["SEQPROC_TOKEN"] in str(service)}
         assert having == {"web"}
 
+    def test_peoples_tokens_and_the_servers_names_reach_the_web_server_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = {"SEQPROC_TOKENS": "alice:alicesecret6,bob:bobsecret7", "SEQPROC_WEB_HOSTS": "seqproc.example, box"}
+        services = load(SECRETS | given)["services"]
+        for value in given.values():
+            assert {name for name, service in services.items() if value in str(service)} == {"web"}
+        for name, value in services["web"]["environment"].items():
+            monkeypatch.setenv(name, value)
+        settings = Settings.load()
+        assert {name: secret.get_secret_value() for name, secret in settings.tokens.items()} == {
+            "alice": "alicesecret6",
+            "bob": "bobsecret7",
+        }
+        assert settings.web_hosts == ("seqproc.example", "box")
+
+    def test_without_them_there_is_the_operators_token_alone(
+        self, services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in services["web"]["environment"].items():
+            monkeypatch.setenv(name, value)
+        settings = Settings.load()
+        assert (settings.tokens, settings.web_hosts) == ({}, ())
+        assert settings.token is not None
+
     def test_both_ends_have_the_same(self, services: dict[str, Any]) -> None:
         config = load(SECRETS)["configs"]["redis.conf"]["content"]
         assert f"requirepass {SECRETS['REDIS_PASSWORD']}" in config.splitlines()

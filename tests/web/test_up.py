@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from jobs import Client
+from jobs.cli.app import app
 from webui.up import kept_token
 
 
@@ -181,3 +183,10 @@ def test_a_token_that_others_may_have_read_is_made_anew(tmp_path: Path) -> None:
     path.chmod(0o640)
     assert kept_token(path).get_secret_value() != made
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_demo_ends_by_saying_how_to_open_the_page() -> None:
+    last = (Path(__file__).parents[2] / "examples" / "demo.sh").read_text().splitlines()[-1]
+    words = re.search(r"seqproc (up --\w+)", last)
+    assert words is not None
+    assert CliRunner().invoke(app, [*words[1].split(), "--help"]).exit_code == 0

@@ -98,4 +98,4 @@ def kind_of(schema: dict[str, Any]) -> str:
     kind = str(schema.get("type", ""))
     if kind == "array":
         return f"list of {kind_of(schema.get('items', {})) or 'anything'}"
-    return {"string": "text", "number": "number", "": ""}.get(kind, kind)
+    return {"string": "text"}.get(kind, kind)

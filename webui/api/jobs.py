@@ -9,19 +9,20 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import paging
+from jobs.access import Retried
+from jobs.labels import label_of
 from jobs.logs import read_part
 from jobs.paging import JOB_PLACE, Number, Offset, Page, page_of, place_of
 from jobs.presence import WorkerStatus
 from jobs.progress import JobStatus, Progress, Running
 from jobs.records import Attempt, Job, Shard, Webhook
+from jobs.spec import QUEUE
 from jobs.states import JobState, ShardState
-from webui.api.shapes import NO_JOB, NOT_NOW, NOT_YOURS, Cursor, Retried, TheJob
+from webui.api.shapes import NO_JOB, NOT_NOW, NOT_YOURS, Cursor, Limit, TheJob
 from webui.caller import TheCaller
 from webui.site import Site, TheSite
 
 router = APIRouter(tags=["jobs"])
-
-Limit = Annotated[int, Query(ge=1, le=1_000, description="At most so many.")]
 
 
 class Filters(BaseModel):
@@ -32,15 +33,14 @@ class Filters(BaseModel):
     model: str | None = Field(None, description="Of this model.")
     label: str | None = Field(None, description="With this label: KEY, or KEY=VALUE.")
     owner: str | None = Field(None, description="Of this owner.")
-    queue: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of this queue.")
+    queue: str | None = Field(None, pattern=QUEUE, description="Of this queue.")
     q: str | None = Field(None, description="With this text in id, name, model or adapter.")
 
     def of_store(self) -> dict[str, Any]:
         """As the store takes them."""
-        key, equals, value = (self.label or "").partition("=")
         return {
             "model": self.model,
-            "label": (key, value if equals else None) if key else None,
+            "label": label_of(self.label),
             "owner": self.owner,
             "queue": self.queue,
             "text": self.q,
@@ -135,8 +135,7 @@ def logs(site: TheSite, job: TheJob, cursor: Cursor = None, limit: Limit = 1_000
 @router.post("/jobs/{job}/cancel", responses=NO_JOB | NOT_NOW | NOT_YOURS, summary="Stop a job")
 def cancel(site: TheSite, caller: TheCaller, job: TheJob) -> Job:
     """Pending shards at once, running ones within a heartbeat. What is done stays readable."""
-    caller.check_may_steer(job)
-    return site.client.get(job.id).cancel()
+    return site.steered(job.id, caller).cancel()
 
 
 @router.post("/jobs/{job}/retry", responses=NO_JOB | NOT_NOW | NOT_YOURS, summary="Queue what failed again")
@@ -147,8 +146,7 @@ def retry(
     failed_only: Annotated[bool, Query(description="Leave cancelled shards as they are.")] = False,
 ) -> Retried:
     """And what was cancelled. What is done is not made twice."""
-    caller.check_may_steer(job)
-    handle = site.client.get(job.id)
+    handle = site.steered(job.id, caller)
     return Retried(handle.retry(failed_only=failed_only), handle.unrung)
 
 
@@ -157,8 +155,7 @@ def retry(
 )
 def delete(site: TheSite, caller: TheCaller, job: TheJob) -> Response:
     """With its results. There is no way back."""
-    caller.check_may_steer(job)
-    site.client.get(job.id).delete()
+    site.steered(job.id, caller).delete()
     return Response(status_code=204)
 
 

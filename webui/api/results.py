@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -17,10 +17,10 @@ from jobs.manifest import build
 from jobs.paging import Number, Offset, Page, place_of
 from jobs.parquet import pick_rows
 from jobs.paths import JobPaths
-from jobs.ranking import SCANNED, Measure, rank
+from jobs.ranking import SCANNED, Measure, Ranked, rank
 from jobs.records import Job, Shard
 from jobs.states import ShardState
-from webui.api.shapes import NO_JOB, NOT_NOW, Cursor, PromptError, Row, RowsPage, TheJob, refusals
+from webui.api.shapes import NO_JOB, NOT_NOW, Cursor, Limit, PromptError, Row, RowsPage, TheJob, refusals
 from webui.site import Site, TheSite
 
 router = APIRouter(tags=["results"])
@@ -52,14 +52,7 @@ def rows(
 ) -> RowsPage:
     if sort is not None:
         return _sorted_rows(site, job, sort, order == "desc", prompt, cursor, limit)
-    found: list[Row] = []
-    place, tokens = None, 0
-    for place, row in _rows_from(site, job, place_of(cursor, Part) or (0, 0), prompt):
-        found.append(row)
-        tokens += len(row["response_ids"])
-        if len(found) == limit or tokens >= _PAGE_TOKENS:
-            return RowsPage(items=found, next=paging.cursor(place))
-    return RowsPage(items=found, next=None)
+    return _cut(_rows_from(site, job, place_of(cursor, Part) or (0, 0), prompt), limit)
 
 
 @router.get("/jobs/{job}/errors", responses=NO_JOB, summary="A job's prompts that could not be done")
@@ -67,7 +60,7 @@ def errors(
     site: TheSite,
     job: TheJob,
     cursor: Cursor = None,
-    limit: Annotated[int, Query(ge=1, le=1_000, description="At most so many.")] = 100,
+    limit: Limit = 100,
 ) -> Page[PromptError]:
     found = list(islice(_errors_from(site, job, place_of(cursor, Part) or (0, 0)), limit))
     more = paging.cursor(found[-1][0]) if len(found) == limit else None
@@ -107,10 +100,6 @@ def errors_file(site: TheSite, job: TheJob, shard: Annotated[int, _SHARD]) -> Fi
     return _file(site, job, done.errors_file, digest, f"{job.id}-{shard:06d}-errors.jsonl", _JSONL)
 
 
-def _paths(site: Site, job: Job) -> JobPaths:
-    return JobPaths(site.settings.results, job.id)
-
-
 def _done(site: Site, job: Job, index: int) -> Shard:
     shard = site.store.shard(job.id, index)
     if shard.state is not ShardState.DONE:
@@ -119,7 +108,7 @@ def _done(site: Site, job: Job, index: int) -> Shard:
 
 
 def _file(site: Site, job: Job, name: str, sha256: str | None, called: str, media_type: str) -> FileResponse:
-    path = _paths(site, job).resolve(name)
+    path = site.paths(job.id).resolve(name)
     with reading(path):
         stat = path.stat()
     headers = {"ETag": f'"{sha256}"'} if sha256 else {}
@@ -138,7 +127,7 @@ def _rows_from(site: Site, job: Job, start: Part, prompt: int | None) -> Iterato
     """Rows behind a place, each with its own place."""
     for shard in _done_shards(site, job, start[0], prompt):
         skip = start[1] if shard.index == start[0] else 0
-        path = _paths(site, job).resolve(shard.file or "")
+        path = site.paths(job.id).resolve(shard.file or "")
         for number, row in enumerate(pick_rows(path, range(skip, shard.sequences)), start=skip + 1):
             if prompt is None or row["prompt_index"] == prompt:
                 yield (shard.index, number), row
@@ -152,19 +141,28 @@ def _sorted_rows(
     if measure is not Measure.LENGTH and measure.column not in job.spec["measurements"]:
         raise UsageError(f"job {job.id} did not measure {measure.column}; sort by length or by what it measured")
     shards = _done_shards(site, job, 0, prompt)
-    files = (_paths(site, job).resolve(shard.file or "") for shard in shards)
+    files = (site.paths(job.id).resolve(shard.file or "") for shard in shards)
     after = place_of(cursor, tuple[float, Offset, Number])
     ranked, scanned = rank(files, measure, descending=descending, prompt_index=prompt, after=after, limit=limit)
+    return _cut(((one.place, _row(one)) for one in ranked), limit, scanned)
+
+
+def _row(ranked: Ranked) -> Row:
+    row = next(pick_rows(ranked.file, [ranked.position]), None)
+    if row is None:
+        raise ResultsError(f"{ranked.file} has changed while it was read; ask again")
+    return row
+
+
+def _cut(rows: Iterable[tuple[Any, Row]], limit: int, scanned: int | None = None) -> RowsPage:
+    """A page of rows, each behind its own place: `limit` of them, or as many as reach `_PAGE_TOKENS`."""
     found: list[Row] = []
     tokens = 0
-    for one in ranked:
-        row = next(pick_rows(one.file, [one.position]), None)
-        if row is None:
-            raise ResultsError(f"{one.file} has changed while it was read; ask again")
+    for place, row in rows:
         found.append(row)
         tokens += len(row["response_ids"])
         if len(found) == limit or tokens >= _PAGE_TOKENS:
-            return RowsPage(items=found, next=paging.cursor(one.place), scanned=scanned)
+            return RowsPage(items=found, next=paging.cursor(place), scanned=scanned)
     return RowsPage(items=found, next=None, scanned=scanned)
 
 
@@ -173,6 +171,6 @@ def _errors_from(site: Site, job: Job, start: Part) -> Iterator[tuple[Part, Prom
     for shard in _done_shards(site, job, start[0], None):
         skip = start[1] if shard.index == start[0] else 0
         if shard.errors_file is not None and skip < shard.prompt_errors:
-            lines = islice(read_jsonl(_paths(site, job).resolve(shard.errors_file)), skip, None)
+            lines = islice(read_jsonl(site.paths(job.id).resolve(shard.errors_file)), skip, None)
             for number, line in enumerate(lines, start=skip + 1):
                 yield (shard.index, number), PromptError(**line)

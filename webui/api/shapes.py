@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query
 from pydantic import BaseModel, Field
 
 from jobs.errors import JobNotFound
-from jobs.paging import Page
+from jobs.paging import JobId, Page
 from jobs.records import Job
 from webui.site import TheSite
 
 Row = dict[str, Any]
 Cursor = Annotated[str | None, Query(description="`next` of the page before, as it stands.")]
+Limit = Annotated[int, Query(ge=1, le=1_000, description="At most so many.")]
 
 
 class ErrorDetail(BaseModel):
@@ -28,26 +28,6 @@ class Refused(BaseModel):
     """The answer to what cannot be done as asked."""
 
     error: ErrorDetail
-
-
-@dataclass(frozen=True, slots=True)
-class Retried:
-    """The job, queued again; `unrung` is why idle workers could not be rung, if so."""
-
-    job: Job
-    unrung: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What a submit would make: the resolved spec without its prompts, and counts."""
-
-    spec: dict[str, Any]
-    num_prompts: int
-    num_sequences: int
-    num_shards: int
-    snapshot_digest: str
-    ignored_columns: list[str]
 
 
 class PromptError(BaseModel):
@@ -83,7 +63,7 @@ NOT_YOURS = refusals(s403="The job is another's.")
 TOO_MUCH = refusals(s408="The body did not arrive in time.", s413="The body is too large.", s403="From another site.")
 
 
-def _job(site: TheSite, job: Annotated[str, Path(pattern=r"^[0-9A-Za-z_-]{1,64}$", description="Its id.")]) -> Job:
+def _job(site: TheSite, job: Annotated[JobId, Path(description="Its id.")]) -> Job:
     """Raises JobNotFound unless it is the whole id: what is asked of a job must not hit another that begins so."""
     found = site.store.job(job)
     if found.id != job:

@@ -18,9 +18,9 @@ import jobs.submit
 from jobs.errors import SpecError
 from jobs.files import writing
 from jobs.spec import JobSpec
-from jobs.submit import Plan, Submitted
+from jobs.submit import Planned, Submitted
 from webui.admission import admit
-from webui.api.shapes import NOT_NOW, TOO_MUCH, Planned, refusals
+from webui.api.shapes import NOT_NOW, TOO_MUCH, refusals
 from webui.caller import Caller, TheCaller
 from webui.site import Site, TheSite
 
@@ -91,9 +91,8 @@ def _submit(site: Site, caller: Caller, fields: dict[str, Any] | None, body: IO[
 
 
 def _plan(site: Site, fields: dict[str, Any] | None, body: IO[bytes] | None) -> Planned:
-    found: Plan = jobs.submit.plan(site.settings, _admitted(site, fields, body), stdin=body)  # type: ignore[arg-type]
-    counts = {name: getattr(found, name) for name in Planned.__dataclass_fields__ if name != "spec"}
-    return Planned(spec=found.spec.stored(), **counts)
+    spec = _admitted(site, fields, body)
+    return Planned.of(jobs.submit.plan(site.settings, spec, stdin=body))  # type: ignore[arg-type]
 
 
 def _answer(done: Submitted, response: Response) -> Submitted:

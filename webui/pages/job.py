@@ -15,7 +15,6 @@ from starlette.responses import Response, StreamingResponse
 from jobs.errors import ResultsError
 from jobs.jsonl import line
 from jobs.logs import tail
-from jobs.paths import JobPaths
 from jobs.presence import serving
 from jobs.records import Job, Shard
 from jobs.snapshot import SnapshotRow, read_all
@@ -105,7 +104,7 @@ def _first_prompts(site: Site, job: Job) -> list[SnapshotRow]:
 
 def _prompts(site: Site, job: Job) -> Iterator[SnapshotRow]:
     [last] = site.store.shards(job.id, after=job.num_shards - 2, limit=1)
-    return read_all(JobPaths(site.settings.results, job.id), last.segment + 1)
+    return read_all(site.paths(job.id), last.segment + 1)
 
 
 @router.get("/prompts.jsonl")

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
 from jobs.errors import SeqprocError
+from jobs.paging import cursor
 from jobs.states import JobState
 from jobs.text import plural
 from webui.caller import TheCaller
 from webui.pages.pace import Pace, running
-from webui.pages.query import Query, cursor
+from webui.pages.query import Query
 from webui.polled import polled
 from webui.refusals import refuse
 from webui.site import Site, TheSite
@@ -62,9 +63,7 @@ def cancel_jobs(
     listed = f"/jobs?{back}" if back else "/jobs"
     if not job:
         return refuse(request, 400, "No job was chosen: tick those to cancel, then press the button.", code="none")
-    handles = [site.client.get(job_id) for job_id in job[:_PAGE]]
-    for handle in handles:
-        caller.check_may_steer(handle.record)
+    handles = [site.steered(job_id, caller) for job_id in job[:_PAGE]]
     if not confirm:
         jobs = [handle.record for handle in handles]
         return page(request, "cancel.html", jobs=jobs, back=back, listed=listed)

@@ -33,7 +33,7 @@ def prompt_errors(site: Site, job: Job, after: int) -> tuple[list[PromptError], 
     """
     if not job.prompt_errors:
         return [], None
-    paths = JobPaths(site.settings.results, job.id)
+    paths = site.paths(job.id)
     shards = site.store.shards_with_errors(job.id, after=after, limit=_PAGE + 1)
     found = list(islice(_errors(paths, shards, after), _PAGE + 1))
     return found[:_PAGE], found[_PAGE - 1].prompt_index if len(found) > _PAGE else None

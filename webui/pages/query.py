@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -10,14 +9,15 @@ from urllib.parse import urlencode
 from starlette.datastructures import QueryParams
 
 from jobs.errors import UsageError
+from jobs.labels import label_of
+from jobs.paging import JOB_PLACE, place_of
+from jobs.records import Moment
 from jobs.states import JobState
-
-_CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)-([0-9a-f]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Empty texts ask for nothing. `label` is KEY or KEY=VALUE; `before` is where a page begins, from `cursor`."""
+    """Empty texts ask for nothing. `label` is KEY or KEY=VALUE; `before` is where a page begins, a cursor."""
 
     state: tuple[JobState, ...] = ()
     q: str = ""
@@ -31,25 +31,27 @@ class Query:
     def of(cls, params: QueryParams) -> Query:
         """Raises UsageError for a state that there is none of, or a page that begins nowhere."""
         texts = {name: params.get(name, "").strip() for name in cls.__dataclass_fields__ if name != "state"}
-        if texts["before"] and not _CURSOR.fullmatch(texts["before"]):
-            raise UsageError(f"before: {texts['before']!r} is where no page begins; start again at /jobs")
-        return cls(state=tuple(dict.fromkeys(map(_state, params.getlist("state")))), **texts)
+        query = cls(state=tuple(dict.fromkeys(map(_state, params.getlist("state")))), **texts)
+        try:
+            _ = query.place
+        except UsageError:
+            raise UsageError(f"before: {query.before!r} is where no page begins; start again at /jobs") from None
+        return query
 
     @property
     def filters(self) -> dict[str, Any]:
         """What `Store.job_counts` takes: everything but the states and the page."""
-        key, equals, value = self.label.partition("=")
         return {
             "text": self.q or None,
-            "label": (key, value if equals else None) if key else None,
+            "label": label_of(self.label),
             **{name: getattr(self, name) or None for name in ("model", "owner", "queue")},
         }
 
     @property
-    def place(self) -> tuple[float, str] | None:
+    def place(self) -> Moment | None:
         """What `Store.jobs` takes as `before`."""
-        found = _CURSOR.fullmatch(self.before)
-        return (float(found[1]), found[2]) if found else None
+        place: Moment | None = place_of(self.before or None, JOB_PLACE)
+        return place
 
     @property
     def narrows(self) -> bool:
@@ -66,11 +68,6 @@ class Query:
         """The list with this state asked for if it is not, and the other way round."""
         rest = tuple(other for other in self.state if other is not state)
         return self.url(state=rest if state in self.state else (*rest, state))
-
-
-def cursor(place: tuple[float, str]) -> str:
-    """(created_at, id) of a page's last job, as the next page's `before`."""
-    return f"{place[0]!r}-{place[1]}"
 
 
 def _state(word: str) -> JobState:

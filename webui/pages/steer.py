@@ -7,16 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Form
 from starlette.responses import RedirectResponse
 
-from jobs import JobHandle
-from webui.caller import Caller, TheCaller
-from webui.site import Site, TheSite
+from webui.caller import TheCaller
+from webui.site import TheSite
 
 router = APIRouter()
 
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel(site: TheSite, caller: TheCaller, job_id: str) -> RedirectResponse:
-    handle = _steered(site, caller, job_id)
+    handle = site.steered(job_id, caller)
     handle.cancel()
     return RedirectResponse(f"/jobs/{handle.id}", 303)
 
@@ -25,19 +24,12 @@ def cancel(site: TheSite, caller: TheCaller, job_id: str) -> RedirectResponse:
 def retry(
     site: TheSite, caller: TheCaller, job_id: str, failed_only: Annotated[bool, Form()] = False
 ) -> RedirectResponse:
-    handle = _steered(site, caller, job_id)
+    handle = site.steered(job_id, caller)
     handle.retry(failed_only=failed_only)
     return RedirectResponse(f"/jobs/{handle.id}", 303)
 
 
 @router.post("/jobs/{job_id}/delete")
 def delete(site: TheSite, caller: TheCaller, job_id: str) -> RedirectResponse:
-    _steered(site, caller, job_id).delete()
+    site.steered(job_id, caller).delete()
     return RedirectResponse("/jobs", 303)
-
-
-def _steered(site: Site, caller: Caller, job_id: str) -> JobHandle:
-    """The job, if the caller may change it. Raises JobNotFound, or HTTPException 403."""
-    handle = site.client.get(job_id)
-    caller.check_may_steer(handle.record)
-    return handle

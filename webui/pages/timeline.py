@@ -54,7 +54,7 @@ class Timeline:
     outcomes: list[str]
     outline: str  # of the throughput, as an SVG path
     peak: float  # tokens a second
-    ticks: list[str]  # time since the start, evenly spaced
+    ticks: list[str]  # time since the start, evenly spaced, no two alike
 
 
 def timeline(spans: Sequence[Span], tokens: Mapping[tuple[int, int], int], now: float) -> Timeline | None:
@@ -85,7 +85,7 @@ def timeline(spans: Sequence[Span], tokens: Mapping[tuple[int, int], int], now: 
         outcomes=sorted({bar.outcome for bars in lanes.values() for bar in bars}),
         outline=_outline(rates, peak),
         peak=peak,
-        ticks=["0 s", *(seconds(length * n / (_TICKS - 1)) for n in range(1, _TICKS))],
+        ticks=_ticks(length),
     )
 
 
@@ -127,3 +127,9 @@ def _outline(rates: Sequence[float], peak: float) -> str:
     tops = [HEIGHT * (1 - rate / peak) if peak else HEIGHT for rate in rates]
     steps = " ".join(f"V{top:.1f}H{(n + 1) * step:.1f}" for n, top in enumerate(tops))
     return f"M0,{HEIGHT} {steps} V{HEIGHT}Z"
+
+
+def _ticks(length: float) -> list[str]:
+    """The ends alone of a time so short that tenths of a second do not tell its parts from each other."""
+    found = ["0 s", *(seconds(length * n / (_TICKS - 1)) for n in range(1, _TICKS))]
+    return found if len(set(found)) == _TICKS else ["0 s", f"{1000 * length:.0f} ms"]

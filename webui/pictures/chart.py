@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-WIDTH, LEFT, RIGHT = 480, 68, 468
+from jobs.text import minus
+
+WIDTH, LEFT, RIGHT = 480, 76, 468
 _LINE = 20  # baseline of the legend, and of what the pointer rests on
 
 
@@ -57,9 +59,9 @@ def step(low: float, high: float, most: int) -> float:
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough * (1 - 1e-9))
 
 
-def ticks(low: float, high: float, most: int = 5) -> Ticks:
-    """Round values in the range, with their labels."""
-    size = step(low, high, most)
+def ticks(low: float, high: float, most: int = 5, *, least: float = 0) -> Ticks:
+    """Round values in the range, at least so far apart (1 for what is counted), with their labels."""
+    size = max(step(low, high, most), least)
     return [(n * size, short(n * size)) for n in range(math.ceil(low / size), math.floor(high / size + 1e-9) + 1)]
 
 
@@ -67,8 +69,8 @@ def short(value: float) -> str:
     """`0.25`, `−12`, `8,000`, `120k`, `1.5M`."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= max(unit, 1e4):
-            return f"{value / unit:.4g}{name}".replace("-", "−")
-    return f"{value:,.4g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}".replace("-", "−")
+            return minus(f"{value / unit:.4g}{name}")
+    return minus(f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}")
 
 
 def axes(frame: Frame, *, x: Ticks, y: Ticks, x_label: str = "", y_label: str = "") -> Markup:
@@ -139,7 +141,7 @@ def legend(entries: Iterable[tuple[str, str]]) -> Markup:
         place = f"{_n(at)} {_LINE - 4 if css.startswith('line') else _LINE - 9}"
         parts.append(Markup(mark).format(css, place))
         parts.append(Markup('<text class="label" x="{}" y="{}">{}</text>').format(_n(at + 23), _LINE, words))
-        at += 23 + 8.2 * len(words) + 14
+        at += 23 + 9 * len(words) + 14
     return Markup('<g class="legend">{}</g>').format(Markup("").join(parts))
 
 

@@ -12,12 +12,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from jobs.gold import RULE
-from jobs.paths import JobPaths
 from jobs.records import Job
 from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
+from jobs.text import marked, minus
 from webui.pages.job import head
 from webui.pictures.chart import Chart, Frame, axes, column, picture, readout, rule, short, step, text, ticks
-from webui.pictures.marks import visible
 from webui.pictures.positions import by_position, starts_of_groups
 from webui.polled import polled
 from webui.site import Site, TheSite
@@ -51,7 +50,7 @@ def _view(request: Request, site: Site, job: Job, of: Distribution | None) -> Re
     offered = [name for name in COLUMNS if set(COLUMNS[name]) & set(kept)]
     of = of or (offered[0] if offered else "model")
     measured = tuple(name for name in COLUMNS[of] if name in kept)
-    summary = site.summaries.of(site.store, JobPaths(site.settings.results, job.id), job, measured)
+    summary = site.summaries.of(site.store, site.paths(job.id), job, measured)
     values: dict[str, Any] = {**head(site, job, "charts"), "of": of, "offered": offered, "summary": summary}
     drawn = draw(summary, job.spec["max_new_tokens"], job.spec["G"])
     return page(request, "pictures/charts.html", **values, charts=drawn, figures=figures(summary))
@@ -85,7 +84,7 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
         count = summary.tokens - int(measurement.infinite.sum())
         if count:
             what = "mean entropy" if name.endswith("entropies") else "mean log-probability"
-            found.append((what, f"{measurement.sums.sum() / count:.4f} nats/token".replace("-", "−")))
+            found.append((what, minus(f"{measurement.sums.sum() / count:.4f} nats/token")))
     if summary.judged:
         share, error = _accuracy(summary)
         name = "accuracy" if error is None else "accuracy ± standard error"
@@ -117,7 +116,7 @@ def _lengths(summary: Summary, cut: int | None) -> Chart:
     edges = [int(starts[i]) // size * size for i in first]
     counts = np.add.reduceat(summary.lengths, first)
     bars = [
-        (float(edge), float(edge + size), int(count), f"{edge}" if size == 1 else f"{edge}–{edge + size - 1}")
+        (edge - 0.5, edge + size - 0.5, int(count), f"{edge}" if size == 1 else f"{edge}–{edge + size - 1}")
         for edge, count in zip(edges, counts, strict=True)
     ]
     marks = [(summary.tokens / summary.sequences, f"mean {summary.tokens / summary.sequences:,.1f}")]
@@ -141,7 +140,7 @@ def _sequence_logprobs(summary: Summary) -> Chart:
     beyond = summary.sequences - int(below[-1])
     note = f"{beyond:,} more lie further left." if beyond else ""
     label = "sum of log-probabilities, nats"
-    return _histogram("sequence-logprobs", "Sequence log-probability", label, bars, note=note, marks=marks)
+    return _histogram("sequence-logprobs", "Sequence log-probability", label, bars, note=note, marks=marks, least=0)
 
 
 def _correct(summary: Summary, samples: int | None) -> Chart:
@@ -166,19 +165,16 @@ def _reasons(summary: Summary) -> Chart:
     names = known + sorted(summary.reasons.keys() - _REASONS.keys())
     most = max(summary.reasons.values())
     frame = Frame((0, len(names)), (0, most * 1.1), _TOP, _BOTTOM)
-    parts = [
-        axes(
-            frame, x=[(i + 0.5, visible(name)) for i, name in enumerate(names)], y=ticks(*frame.y), y_label="sequences"
-        )
-    ]
+    places = [(i + 0.5, marked(name)) for i, name in enumerate(names)]
+    parts = [axes(frame, x=places, y=ticks(*frame.y, least=1), y_label="sequences")]
     rows = []
     for i, name in enumerate(names):
         count = summary.reasons[name]
         share = f"{count / summary.sequences:.1%}"
-        rows.append((visible(name), f"{count:,}", share))
+        rows.append((marked(name), f"{count:,}", share))
         parts.append(column(frame, i + 0.2, i + 0.8, count))
         parts.append(text(frame, i + 0.5, count, share))
-        parts.append(readout(frame, i, i + 1, f"{visible(name)}: {count:,} sequences, {share}"))
+        parts.append(readout(frame, i, i + 1, f"{marked(name)}: {count:,} sequences, {share}"))
     note = "; ".join(f"{name}: {_REASONS[name]}" for name in known) + "."
     svg = picture(_HEIGHT - 16, "sequences by the reason for which they ended", parts)
     return Chart("reasons", "Why responses ended", note, svg, ("reason", "sequences", "share"), rows)
@@ -193,11 +189,13 @@ def _histogram(
     note: str,
     unit: str = "sequences",
     marks: list[tuple[float, str]] | None = None,
+    least: float = 1,
 ) -> Chart:
-    """Bars of (start, end, count, what they hold), side by side."""
+    """Bars of (start, end, count, what they hold), side by side; `least` between two values that the axis names."""
     total = sum(count for _, _, count, _ in bars)
     frame = Frame((bars[0][0], bars[-1][1]), (0, max(count for _, _, count, _ in bars) * 1.08 or 1), _TOP, _BOTTOM)
-    parts = [axes(frame, x=ticks(*frame.x, 6), y=ticks(*frame.y), x_label=label, y_label=unit)]
+    x, y = ticks(*frame.x, 6, least=least), ticks(*frame.y, least=1)
+    parts = [axes(frame, x=x, y=y, x_label=label, y_label=unit)]
     parts += [column(frame, start, end, count) for start, end, count, _ in bars]
     parts += [rule(frame, at, words) for at, words in marks or () if frame.x[0] <= at <= frame.x[1]]
     rows = []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup
 
 from jobs.summary import TOKEN_BINS, ByPosition, Floats, Ints, bucket_starts, quantiles
+from jobs.text import minus
 from webui.pictures.chart import Chart, Frame, axes, band, legend, line, picture, readout, short, ticks
 
 _POINTS = 256  # of a line, at most
@@ -70,10 +72,11 @@ def starts_of_groups(starts: Ints, size: int) -> Ints:
 
 def _parts(series: _Series, rows: list[tuple[str, ...]], what: str) -> list[Markup]:
     n, edges = series.shown, series.edges
-    xs = [(edges[i] + edges[i + 1]) / 2 for i in range(n)]
-    low, lower, upper, high = series.bands[:, :n].tolist()
-    means, reach = series.means[:n].tolist(), series.reach[:n].tolist()
-    x, most = (0, edges[n]), max(reach)
+    sides = [edge - 0.5 for edge in edges[: n + 1]]  # a position stands at its number, not behind it
+    xs = [sides[0], *((left + right) / 2 for left, right in pairwise(sides)), sides[-1]]
+    drawn = np.vstack((series.bands, series.means, series.reach))[:, :n]
+    low, lower, upper, high, means, reach = np.pad(drawn, ((0, 0), (1, 1)), mode="edge").tolist()
+    x, most = (sides[0], sides[-1]), max(reach)
     frame = Frame(x, _range([*low, *high, *means]), top=36, bottom=210)
     below = Frame(x, (0, most), top=226, bottom=262)
     whole = Frame(x, frame.y, frame.top, below.bottom)
@@ -82,15 +85,15 @@ def _parts(series: _Series, rows: list[tuple[str, ...]], what: str) -> list[Mark
         band(frame, xs, low, high, "band outer"),
         band(frame, xs, lower, upper, "band inner"),
         line(frame, xs, means, "line"),
-        axes(below, x=ticks(*x, 6), y=[(most, short(most))], x_label="position, tokens", y_label="n"),
-        band(below, xs, [0.0] * n, reach, "band outer"),
+        axes(below, x=ticks(*x, 6, least=1), y=[(most, short(most))], x_label="position, tokens", y_label="n"),
+        band(below, xs, [0.0] * len(xs), reach, "band outer"),
         legend([("line", "mean"), ("band inner", "25–75 %"), ("band outer", "10–90 %")]),
-        *(readout(whole, edges[i], edges[i + 1], _words(rows[i])) for i in range(n)),
+        *(readout(whole, sides[i], sides[i + 1], _words(rows[i])) for i in range(n)),
     ]
 
 
 def _row(series: _Series, i: int) -> tuple[str, ...]:
-    nats = (f"{value:.3f}".replace("-", "−") for value in (series.means[i], *series.bands[:, i]))
+    nats = (minus(f"{value:.3f}") for value in (series.means[i], *series.bands[:, i]))
     return (series.place(i), *nats, f"{series.reach[i]:,.0f}")
 
 

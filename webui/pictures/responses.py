@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jobs.gold import is_correct
+from jobs.text import STEERING, minus, plural
 from jobs.tint import tint_of
-from webui.pictures.marks import spelled, visible
 
 By = Literal["logprob", "entropy", "sampling_logprob", "sampling_entropy"]
 COLUMNS: dict[By, str] = {
@@ -29,6 +29,7 @@ _NAMES = {
     "sampling_logprobs": "sampling log q",
     "sampling_entropies": "sampling entropy",
 }
+_SPELLED = {code: f"\\u{code:04x}" for code in STEERING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +90,18 @@ def prompt_text(row: dict[str, Any]) -> str:
         return " ".join(map(str, row["prompt_ids"]))
     if text.startswith('[{"'):
         try:
-            return visible("\n\n".join(f"{message['role']}: {message['content']}" for message in json.loads(text)))
+            return "\n\n".join(f"{message['role']}: {message['content']}" for message in json.loads(text))
         except (ValueError, TypeError, KeyError):
             pass  # a text that begins like a chat
-    return visible(text)
+    return str(text)
 
 
 def _heading(row: dict[str, Any], *, sampling: bool) -> Iterator[str]:
     """`142 tokens`, `stop`, `log-probability −12.345 nats`, `mean entropy 0.213 nats`."""
     tokens, which = len(row["response_ids"]), "sampling " if sampling else ""
     logprobs, entropies = (row[which.replace(" ", "_") + name] for name in ("logprobs", "entropies"))
-    yield f"{tokens:,} token" + "s" * (tokens != 1)
-    yield visible(str(row["finish_reason"]))
+    yield plural(tokens, "token")
+    yield str(row["finish_reason"])
     if logprobs is not None:
         yield f"{which}log-probability {nats(float(logprobs.sum(dtype=np.float64)))} nats"
     if entropies is not None and tokens:
@@ -120,12 +121,17 @@ def _tokens(row: dict[str, Any], by: By | None, first: int, stop: int) -> Iterat
             css += " infinite"
         if not piece.strip():
             css += " line-break" if "\n" in piece else "" if piece else " nothing"
-        figures = [f"{spelled(piece)} · id {ids[i]} · position {i}"]
+        figures = [f"{_spelled(piece)} · id {ids[i]} · position {i}"]
         figures += [f"{name} {nats(measured[column][i])}" for column, name in _NAMES.items() if column in measured]
-        yield Token(visible(piece), css, " · ".join(figures) + (" nats" if measured else ""))
+        yield Token(piece, css, " · ".join(figures) + (" nats" if measured else ""))
 
 
 def nats(value: float) -> str:
     """A figure as it is read: `−1.2345`, and of what is smaller than that can show `−3.2e−05`."""
     small = 0 < abs(value) < 0.001
-    return f"{value + 0.0:{'.1e' if small else '.4f'}}".replace("-", "−").replace("inf", "∞")
+    return minus(f"{value + 0.0:{'.1e' if small else '.4f'}}").replace("inf", "∞")
+
+
+def _spelled(text: str) -> str:
+    """`text` in quotes, with each character that is obeyed and not shown, line breaks too, as JSON spells it."""
+    return json.dumps(text, ensure_ascii=False).translate(_SPELLED)

@@ -17,7 +17,6 @@ from jobs.records import Job, Shard
 from jobs.states import ShardState
 from jobs.tint import NAMES
 from webui.pages.job import head
-from webui.pictures.marks import visible
 from webui.pictures.responses import COLUMNS, By, Sort, ordered, passage, prompt_text
 from webui.site import Site, TheSite
 from webui.templates import page
@@ -30,6 +29,12 @@ _BY_NAMES: dict[By, str] = {
     "logprob": "log-probability",
     "entropy": "entropy",
     "sampling_logprob": "sampling log-probability",
+    "sampling_entropy": "sampling entropy",
+}
+_LEGENDS: dict[By, str] = {
+    "logprob": "−log p",
+    "entropy": "entropy",
+    "sampling_logprob": "−log q",
     "sampling_entropy": "sampling entropy",
 }
 _SORT_NAMES: dict[Sort, str] = {
@@ -84,6 +89,7 @@ def sequences(
         "view": view,
         "offered": offered,
         "sorts": _SORT_NAMES,
+        "legend": view.by and _LEGENDS[view.by],
         "steps": NAMES,
     }
     return page(request, "pictures/sequences.html", **values, **_content(site, job, view))
@@ -108,7 +114,7 @@ def _first(site: Site, job: Job) -> int:
 def _content(site: Site, job: Job, view: View) -> dict[str, Any]:
     """The prompt with those of its responses that are looked at, or in `missing` why there are none."""
     shard = site.store.shard_of(job.id, view.prompt)
-    paths = JobPaths(site.settings.results, job.id)
+    paths = site.paths(job.id)
     rows = read_prompt(paths.resolve(shard.file), view.prompt) if shard.file else []
     if not rows:
         return {"missing": _missing(paths, shard, view.prompt), "waiting": not (shard.file or job.state.ended)}
@@ -123,10 +129,10 @@ def _content(site: Site, job: Job, view: View) -> dict[str, Any]:
     return {
         "missing": None,
         "waiting": False,
-        "custom_id": visible(rows[0]["custom_id"] or ""),
+        "custom_id": rows[0]["custom_id"] or "",
         "prompt_text": prompt_text(rows[0]),
         "prompt_tokens": len(rows[0]["prompt_ids"]),
-        "gold": None if rows[0]["answer"] is None else visible(rows[0]["answer"]),
+        "gold": rows[0]["answer"],
         "passages": [passage(row, view.by, view.start if view.sample is not None else 0, room) for row in chosen],
         "room": room,
         "responses": len(rows),
@@ -138,6 +144,6 @@ def _missing(paths: JobPaths, shard: Shard, prompt: int) -> str:
     if shard.state is ShardState.DONE:
         errors = read_jsonl(paths.resolve(shard.errors_file)) if shard.errors_file else iter(())
         found = next((error["error"] for error in errors if error["prompt_index"] == prompt), "its reason is not known")
-        return f"Prompt {prompt} failed: {visible(str(found))}"
-    why = f": {visible(shard.error)}" if shard.state is ShardState.FAILED and shard.error else ""
+        return f"Prompt {prompt} failed: {found}"
+    why = f": {shard.error}" if shard.state is ShardState.FAILED and shard.error else ""
     return f"There is nothing of prompt {prompt} yet: its shard {shard.index} is {shard.state}{why}"

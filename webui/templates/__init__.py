@@ -37,11 +37,13 @@ _environment.filters |= FILTERS
 def page(request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """The template as a page; only its block `live`, with an ETag, if htmx polls for it (header HX-Request)."""
     template = _environment.get_template(name)
-    values |= {"request": request}
-    live = None
-    if "live" in template.blocks:
-        live = "".join(template.blocks["live"](template.new_context(values)))
-    etag = "" if live is None else f'"{blake2b(live.encode(), digest_size=12).hexdigest()}"'
-    if "HX-Request" in request.headers and live is not None:
+    values |= {"request": request, "etag": ""}
+    if "live" not in template.blocks:
+        return HTMLResponse(template.render(values), status, {"Vary": "HX-Request"})
+    live = "".join(template.blocks["live"](template.new_context(values)))
+    etag = f'"{blake2b(live.encode(), digest_size=12).hexdigest()}"'
+    if "HX-Request" in request.headers:
         return HTMLResponse(live, status, {"Vary": "HX-Request", "ETag": etag})
-    return HTMLResponse(template.render(values, etag=etag), status, {"Vary": "HX-Request"})
+    around = template.new_context(values | {"etag": etag})
+    around.blocks["live"] = [lambda _: iter([live])]  # as it was rendered already
+    return HTMLResponse("".join(template.root_render_func(around)), status, {"Vary": "HX-Request"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from jobs.text import moment, plural, seconds, size
 
@@ -47,9 +47,16 @@ def percent(part: float, whole: float) -> str:
     return f"{int(100 * part / whole) if whole else 0} %"
 
 
+def code(text: str) -> Markup:
+    """Our own words, with what stands between backticks as code."""
+    parts = enumerate(text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in parts)
+
+
 FILTERS = {
     "ago": ago,
     "at": at,
+    "code": code,
     "count": count,
     "percent": percent,
     "plural": plural,

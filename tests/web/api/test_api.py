@@ -284,7 +284,11 @@ class TestFiles:
 
 def test_the_page_names_every_operation_and_loads_no_script(api: TestClient) -> None:
     description = api.get("http://127.0.0.1/openapi.json").json()
-    text = html.unescape(api.get("http://127.0.0.1/docs").text)
+    page = api.get("http://127.0.0.1/docs").text
+    assert '<a href="/docs">' in api.get("http://127.0.0.1/jobs").text, "and every other page leads there"
+    assert "<code>/api/v1/jobs/stream</code>." in page
+    assert "`" not in page
+    text = html.unescape(page)
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             assert f"{method.upper()} {path}" in text

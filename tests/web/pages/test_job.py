@@ -147,6 +147,21 @@ def test_files_can_be_fetched(browser: Browser, house: House) -> None:
     assert page.one("pre", id="as-fetch").text == f"seqproc fetch {job.id} -o {job.id}/"
 
 
+@pytest.mark.parametrize("path", ["/jobs/{job}/shards", "/jobs/{job}/errors", "/jobs/{job}/files", "/workers"])
+def test_what_stands_in_a_card_is_named_as_its_column(browser: Browser, house: House, path: str) -> None:
+    job = house.submit(["a", "bad", "c"]).job
+    house.run_one()
+    house.store.register_worker("w1", this_process(), queues=["default"], device="cpu")
+    table = browser.see(path.format(job=job.id)).one("table", class_="cards")
+    columns = [cell.text for cell in table.all("th")]
+    for row in table.all("tr")[1:]:
+        named = [cell.attributes.get("data-label") for cell in row.all("td")]
+        assert len(named) == len(columns)
+        assert {name: column for name, column in zip(named, columns, strict=True) if name not in (None, column)} == {}
+        unclear = [cell for cell in row.all("td", class_="number") if "data-label" not in cell.attributes]
+        assert not unclear, "a number alone says nothing"
+
+
 def test_prompts_come_back_as_they_were_given(browser: Browser, house: House) -> None:
     given: list[dict[str, Any]] = [
         {"prompt": "a\nb", "answer": "1"},

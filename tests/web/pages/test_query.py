@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from starlette.datastructures import URL, QueryParams
 
 from jobs.errors import UsageError
+from jobs.paging import cursor
 from jobs.states import JobState
-from webui.pages.query import Query, cursor
+from webui.pages.query import Query
 
 TEXT = st.text(max_size=20).map(str.strip).filter(lambda text: text.encode("utf-8", "ignore").decode() == text)
 STATES = st.lists(st.sampled_from(JobState), unique=True).map(tuple)
-PLACES = st.tuples(st.floats(0, 4e9).map(lambda moment: round(moment, 6)), st.text("0123456789abcdef", min_size=1))
+IDS = st.text("0123456789abcdef", min_size=1, max_size=64)
+PLACES = st.tuples(st.floats(0, 4e9).map(lambda moment: round(moment, 6)), IDS)
 
 
 @given(st.builds(Query, STATES, *[TEXT] * 5), st.none() | PLACES)

@@ -73,6 +73,20 @@ def test_running_attempts_have_the_tokens_that_their_shards_tell() -> None:
     assert drawn.ticks == ["0 s", "2.5 s", "5.0 s", "7.5 s", "10 s"]
 
 
+@pytest.mark.parametrize(("length", "end"), [(0.0, "1 ms"), (0.0042, "4 ms"), (0.25, "250 ms")])
+def test_a_time_too_short_for_seconds_has_its_ends_named(length: float, end: str) -> None:
+    drawn = timeline([Span("w", 0, 1, 1000.0, 1000.0 + length, "done", 8)], {}, NOW)
+    assert drawn is not None
+    assert drawn.ticks == ["0 s", end]
+
+
+@given(st.floats(0, 1e6))
+def test_no_two_ticks_are_alike(length: float) -> None:
+    drawn = timeline([Span("w", 0, 1, 1000.0, 1000.0 + length, "done", 8)], {}, NOW)
+    assert drawn is not None
+    assert len(set(drawn.ticks)) == len(drawn.ticks) >= 2
+
+
 def test_short_attempts_that_ended_alike_are_one_bar() -> None:
     made = [Span("w", n, 1, 1000.0 + n, 1000.9 + n, "done", 10) for n in range(1000)]
     drawn = timeline(made, {}, NOW)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import update
 
 from jobs.processes import this_process
 from jobs.store.schema import workers as table
 from tests.house import House
 from tests.web.pages.conftest import Browser
+from webui import templates
 
 
 def test_nobody(browser: Browser) -> None:
@@ -37,3 +39,11 @@ def test_what_each_is_at(browser: Browser, house: House) -> None:
     assert paused[1] == "paused the disk is full"
     assert silent[1] == "silent does not answer"
     assert silent[8] == "2 h ago"
+
+
+def test_a_whole_page_renders_once_what_polls(browser: Browser, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.store.register_worker("w1", this_process(), queues=["default"], device="cpu")
+    rendered: list[float] = []
+    monkeypatch.setitem(templates._environment.filters, "ago", lambda epoch: rendered.append(epoch))
+    assert "w1" in browser.see("/workers").text
+    assert len(rendered) == 1

@@ -119,6 +119,26 @@ class TestFigures:
         scale = max(heights) / max(counts)
         assert heights == pytest.approx([scale * n for n in counts], abs=0.11)
 
+    def test_what_is_counted_has_no_fractions_on_its_axes(self, studio: Studio) -> None:
+        job = studio.finished(["p"], lambda p, s: a_row(p, s, ["x"] * 2), G=2)
+        page = studio.page(f"/jobs/{job.id}/charts")
+        svgs = dict(re.findall(r'<figure id="([\w-]+)">.*?(<svg.*?</svg>)', page.html, re.DOTALL))
+        for name in ("entropies", "logprobs", "lengths", "reasons"):
+            named = re.findall(r'class="tick"[^>]*text-anchor="middle">([^<]*)<', svgs[name])
+            assert named == {"lengths": ["0", "1", "2"], "reasons": ["stop"]}.get(name, ["0", "1"])
+        assert re.findall(r'class="tick"[^>]*text-anchor="end">([^<]*)<', svgs["lengths"]) == ["0", "1", "2"]
+        left, width = re.findall(r'class="column" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svgs["lengths"])[-1]
+        [mean] = re.findall(r'class="rule" d="M([\d.]+) ', svgs["lengths"])
+        assert float(left) + float(width) / 2 == pytest.approx(float(mean), abs=0.11), "over its number"
+
+    def test_a_single_position_is_seen(self, studio: Studio) -> None:
+        job = studio.finished(["p"], lambda p, s: a_row(p, s, ["x"]), G=2)
+        page = studio.page(f"/jobs/{job.id}/charts")
+        for path in re.findall(r'class="(?:line|band outer)" d="M([^"]*)"', page.html):
+            xs = [float(point.split()[0]) for point in path.rstrip("Z").split("L")] if "L" in path else []
+            assert not xs or max(xs) - min(xs) == chart.RIGHT - chart.LEFT
+        assert re.search(r'class="line" d="M[^"]*L', page.html)
+
 
 class TestStates:
     def test_grows_while_the_job_runs(self, studio: Studio) -> None:

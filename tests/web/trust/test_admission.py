@@ -103,3 +103,11 @@ def test_inline_prompts_are_bounded() -> None:
 def test_what_is_wrong_anyway_is_named_as_on_the_command_line() -> None:
     assert any(line.startswith("G: ") for line in refused({"G": 0}))
     assert any("there is no such field" in line for line in refused({"owner": "bob"}))
+
+
+def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
+    private = str(folder(tmp_path / "private", "config.json"))
+    wrong = {"file": "/etc/passwd", "model": private, "adapter": private, "merge_adapter": True, "G": 0, "top_p": 2}
+    problems = refused(wrong | {"prompts": ["a"] * (MAX_INLINE_PROMPTS + 1), "owner": "bob"})
+    named = [line.partition(":")[0] for line in problems]
+    assert named == ["file", "model", "adapter", "prompts", "G", "top_p", "owner"]
