@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.lanes import PATIENCE, Lane
 from benchmarks.server import Server, server
 from benchmarks.wrong import Wrong
+from jobs import Client
 
 EVERY = 2.0  # seconds between two polls of a page on which something runs
 
@@ -19,11 +19,9 @@ EVERY = 2.0  # seconds between two polls of a page on which something runs
 def measure(lane: Lane, *, browsers: int, seconds: float) -> dict[str, Any]:
     """Percent of one core that the server's process spends: all browsers on the list, and on several views of it."""
     with server(lane) as web:
-        _, text = web.get("/jobs")
-        job = re.search(r'href="(/jobs/[0-9a-f]{12})', text)
-        if job is None:
-            raise Wrong("/jobs shows no job, though the tables were filled with some.")
-        views = ["/jobs", "/jobs?state=running", "/jobs?owner=owner0", job[1], "/workers"]
+        with Client(lane.settings) as client:
+            job = lane.submit(client)  # those that the tables are filled with have no shards
+        views = ["/jobs", "/jobs?state=running", "/jobs?owner=owner0", f"/jobs/{job.id}", "/workers"]
         return {
             "browsers": browsers,
             "one view": _watch(web, ["/jobs"], browsers, seconds),

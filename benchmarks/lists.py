@@ -19,6 +19,7 @@ from benchmarks.server import Server, server
 from benchmarks.wrong import Wrong
 from jobs.states import JobState
 from jobs.store import Store
+from jobs.store_id import check_root
 
 Filters = dict[str, Any]  # as of Store.jobs_page
 
@@ -78,6 +79,7 @@ def url(filters: Filters) -> str:
 def fill(lane: Lane, jobs: int) -> float:
     """Put so many jobs into the lane; the seconds that took."""
     store = Store.open(lane.settings)
+    check_root(store, lane.settings.results)  # while there are no jobs, whose results it would miss
     took = _seconds(many_jobs.fill, store, jobs, now=time.time())
     store.close()
     return took

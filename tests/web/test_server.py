@@ -14,7 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs import Client
+from jobs.settings import Settings
 from tests.web.conftest import TOKEN, Start
+from webui.command import listen
 
 
 def test_on_loopback(start: Start, isolated_home: Path) -> None:
@@ -115,3 +117,10 @@ def test_a_database_server_that_is_away(start: Start) -> None:
         assert web.get("/readyz").status == 503
         assert web.get("/metrics").status == 503
     assert "hunter2" not in web.log.read_text()
+
+
+def test_no_part_of_an_answer_waits_for_an_acknowledgement(isolated_home: Path) -> None:
+    with listen(Settings(), "127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
