@@ -17,11 +17,10 @@ _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|[+-]?\.\d+", re
 
 def is_correct(response: str, gold: str) -> bool:
     """Whether the response gives the gold answer."""
-    before, *blocks = response.split(_OPEN)
-    if len(blocks) != 1 or _CLOSE in before:
+    if response.count(_OPEN) != 1 or response.count(_CLOSE) != 1:
         return False
-    given, *rest = blocks[0].split(_CLOSE)
-    return len(rest) == 1 and _plain(given) == _plain(gold)
+    given, closed, _ = response.partition(_OPEN)[2].partition(_CLOSE)
+    return bool(closed) and _plain(given) == _plain(gold)
 
 
 @lru_cache(maxsize=4096)  # a job's answers repeat, and a gold answer stands in each of a prompt's rows
