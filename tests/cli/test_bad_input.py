@@ -132,7 +132,9 @@ def test_a_database_that_cannot_be_reached(seqproc: Run) -> None:
     assert str(Path("file").absolute()) in result.stderr
 
 
-@pytest.mark.parametrize("command", ["status", "watch", "wait", "logs", "cancel", "retry", "fetch -o out", "show"])
+@pytest.mark.parametrize(
+    "command", ["status", "watch", "wait", "logs", "cancel", "retry", "fetch -o out", "show", "report"]
+)
 def test_an_unknown_job(seqproc: Run, submitted: str, command: str) -> None:
     result = seqproc(*command.split(), "zzzz")
     assert result.exit_code == 2

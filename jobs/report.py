@@ -1,0 +1,213 @@
+"""What a job's sequences say in figures: accuracy, pass@k, entropy, log-probability, lengths, and how far the two
+distributions, the model's and the one that was sampled from, lie apart.
+
+Read from the committed shards in one pass, of which only one log-weight a sequence is kept in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.errors import ResultsError
+from jobs.estimates import Interval, accuracy, effective_samples, pass_at_k
+from jobs.parquet import as_numpy, read_pieces
+from jobs.ragged import row_sums
+from jobs.summary import TOKEN_BINS, Bins, ByPosition, Ints, Summary, bucket_starts, columns_for, quantiles, summarise
+
+if TYPE_CHECKING:
+    import pandas
+
+    from jobs.client import JobHandle
+
+_MODEL, _SAMPLING = ("logprobs", "entropies"), ("sampling_logprobs", "sampling_entropies")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of one measurement over all tokens, in nats: the mean, and three quantiles (known to 1/32 of their size)."""
+
+    mean: float
+    p25: float
+    p50: float
+    p75: float
+    infinite: int  # tokens that are not finite, and in none of these
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How far the model's distribution p lies from q, the one that was sampled from (temperature, top-p)."""
+
+    kl: float  # nats/token: mean of log q − log p over the sampled tokens, an estimate of KL(q ‖ p) per token
+    ess: float  # sequences: effective size of the sample for averages under p
+    ess_share: float  # of the sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One job's figures; None where the job has nothing to tell it from."""
+
+    id: str
+    name: str | None
+    model: str
+    adapter: str | None
+    labels: dict[str, str]
+    state: str
+    prompts: int  # that have sequences or are still to be made
+    sequences: int
+    tokens: int
+    prompt_errors: int
+    judged: int  # sequences with a gold answer
+    accuracy: Interval | None
+    pass_at_k: dict[int, float]  # for every k up to G; empty without gold answers
+    mean_length: float | None  # tokens
+    median_length: int | None  # tokens, exact to 256 and known to 1/128 beyond
+    finish_reasons: dict[str, int]
+    logprob: Spread | None
+    entropy: Spread | None
+    sampling_logprob: Spread | None
+    sampling_entropy: Spread | None
+    apart: Apart | None
+
+    def flat(self) -> dict[str, Any]:
+        """The same as one row of a table: `accuracy_low`, `pass@4`, `entropy_mean`, `finish_eos`, `label_run`, …"""
+        row: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            match name, value:
+                case "pass_at_k", _:
+                    row |= {f"pass@{k}": share for k, share in value.items()}
+                case "labels" | "finish_reasons", _:
+                    row |= {f"{name.removesuffix('_reasons').removesuffix('s')}_{key}": v for key, v in value.items()}
+                case "accuracy", (mean, low, high):
+                    row |= {"accuracy": mean, "accuracy_low": low, "accuracy_high": high}
+                case "apart", dict():
+                    row |= value
+                case _, dict():
+                    row |= {f"{name}_{key}": v for key, v in value.items()}
+                case _:
+                    row[name] = value
+        return row
+
+
+def report(job: JobHandle, *, partial: bool = False, on_shard: Callable[[int], None] = lambda done: None) -> Report:
+    """The report on a job.
+
+    Args:
+        job: from `client.get`, of this machine or a server.
+        partial: take what there is of a job that has not ended.
+        on_shard: called with the number of shards read so far.
+
+    Raises:
+        NotFinished: the job has not ended, and not `partial`.
+        ResultsError: a file is missing or damaged.
+    """
+    kept = set(job.record.spec["measurements"] or ())
+    results, of_model, of_sampling = job.results, Summary(), Summary()
+    model, sampling = (tuple(name for name in names if name in kept) for names in (_MODEL, _SAMPLING))
+    columns = list(dict.fromkeys((*columns_for(model), *sampling)))
+    weights: list[np.ndarray[Any, Any]] = []
+    gap = 0.0
+    for done, file in enumerate(results.here(results.contents(partial=partial).files), start=1):
+        pieces = list(read_pieces([file.path], columns))
+        try:
+            of_model += summarise(pieces, model, shards=1)
+            if sampling:
+                of_sampling += summarise(pieces, sampling, shards=1)
+        except ValueError as error:
+            raise ResultsError(f"{file.path} is damaged: {error}; submit the job again for a whole one") from None
+        if {"logprobs", "sampling_logprobs"} <= kept:
+            ratios = [_log_ratios(piece) for piece in pieces]
+            weights += ratios
+            gap -= sum(float(ratio.sum()) for ratio in ratios)
+        on_shard(done)
+    return _made(job, of_model, of_sampling.measured, _apart(weights, gap, of_model.tokens))
+
+
+def table(reports: Iterable[Report]) -> pandas.DataFrame:
+    """One row a report, in their order; a column that a report lacks is NaN there. Needs pandas."""
+    import pandas
+
+    return pandas.DataFrame([report.flat() for report in reports])
+
+
+def _made(job: JobHandle, summary: Summary, sampling: dict[str, ByPosition], apart: Apart | None) -> Report:
+    record = job.record
+    measured = {**summary.measured, **sampling}
+    return Report(
+        id=record.id,
+        name=record.name,
+        model=record.model,
+        adapter=record.adapter,
+        labels=dict(record.labels),
+        state=str(record.state),
+        prompts=record.num_prompts,
+        sequences=summary.sequences,
+        tokens=summary.tokens,
+        prompt_errors=record.prompt_errors,
+        judged=summary.judged,
+        **_judged(summary),
+        mean_length=summary.tokens / summary.sequences if summary.sequences else None,
+        median_length=_median(summary.lengths),
+        finish_reasons=dict(sorted(summary.reasons.items())),
+        logprob=_spread(measured.get("logprobs"), negative=True),
+        entropy=_spread(measured.get("entropies")),
+        sampling_logprob=_spread(measured.get("sampling_logprobs"), negative=True),
+        sampling_entropy=_spread(measured.get("sampling_entropies")),
+        apart=apart,
+    )
+
+
+def _judged(summary: Summary) -> dict[str, Any]:
+    prompts = int(summary.correct.sum())
+    if not prompts:
+        return {"accuracy": None, "pass_at_k": {}}
+    samples = summary.judged // prompts  # all of a prompt's responses are in its shard, or none
+    shares = [[pass_at_k(samples, c, k) for c in range(len(summary.correct))] for k in range(1, samples + 1)]
+    means = {k: float(summary.correct @ np.array(share)) / prompts for k, share in enumerate(shares, start=1)}
+    return {"accuracy": accuracy(summary.correct, samples), "pass_at_k": means}
+
+
+def _median(lengths: Ints) -> int | None:
+    if not lengths.sum():
+        return None
+    bucket = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))
+    return int(bucket_starts(len(lengths))[bucket])
+
+
+def _spread(measured: ByPosition | None, *, negative: bool = False, bins: Bins = TOKEN_BINS) -> Spread | None:
+    """`negative`: of log-probabilities, whose bins hold magnitudes."""
+    if measured is None:
+        return None
+    infinite = int(measured.infinite.sum())
+    counts = measured.counts.sum(axis=0)
+    count = int(counts.sum()) - infinite
+    if count <= 0:
+        return None
+    shares: Sequence[float] = (0.75, 0.5, 0.25) if negative else (0.25, 0.5, 0.75)
+    [found] = quantiles(counts[None], bins, tuple(shares))
+    sign = -1.0 if negative else 1.0
+    p25, p50, p75 = (sign * float(value) for value in found)
+    return Spread(float(measured.sums.sum()) / count, p25, p50, p75, infinite)
+
+
+def _log_ratios(piece: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[sequences] log p − log q of each whole response."""
+    model, sampling = (piece[name].combine_chunks() for name in ("logprobs", "sampling_logprobs"))
+    lengths = np.diff(as_numpy(model.offsets)).astype(np.int64)
+    difference = as_numpy(model.flatten()).astype(np.float64) - as_numpy(sampling.flatten())
+    return row_sums(difference, lengths)
+
+
+def _apart(log_weights: list[np.ndarray[Any, Any]], gap: float, tokens: int) -> Apart | None:
+    if not log_weights or not tokens:
+        return None
+    weights = np.concatenate(log_weights)
+    if not np.isfinite(weights).all() or not math.isfinite(gap):
+        return None
+    ess = effective_samples(weights)
+    return Apart(kl=gap / tokens, ess=ess, ess_share=ess / len(weights))
