@@ -21,11 +21,14 @@ from jobs.records import Job
 from jobs.settings import WEB_SECRETS, Settings
 from jobs.store import Store
 
-# -P: a folder named `jobs` where the user happens to stand must not be taken for ours
-WORKER = (sys.executable, "-P", "-m", "jobs", "worker")
-
 _FAILED_STARTS = 2  # in a row, that said why
 _DEATHS_IN_A_ROW = 5  # of children that brought the job no further
+
+
+def worker_command(*flags: str) -> list[str]:
+    """What starts a worker of this very installation."""
+    # -P: a folder named `jobs` where the user happens to stand must not be taken for ours
+    return [sys.executable, "-P", "-m", "jobs", "worker", *flags]
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class ChildWorker:
     def _start(self) -> None:
         self._stderr = TemporaryFile()  # noqa: SIM115  read when the child has left
         self._process = subprocess.Popen(
-            [*WORKER, "--idle-exit", "--quiet", "--queue", self.queue],
+            worker_command("--idle-exit", "--quiet", "--queue", self.queue),
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

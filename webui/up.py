@@ -124,11 +124,11 @@ def _prepare(settings: Settings) -> None:
 
 
 def _children(settings: Settings, workers: int, gpus: str | None) -> list[Kept]:
-    from jobs.child import WORKER
+    from jobs.child import worker_command
     from jobs.kept import Kept
     from jobs.settings import WEB_SECRETS
 
-    command = [*WORKER, "--quiet"]
+    command = worker_command("--quiet")
     withheld = {f"SEQPROC_{name.upper()}" for name in WEB_SECRETS}
     environment = {name: value for name, value in os.environ.items() if name not in withheld}
 

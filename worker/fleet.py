@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import typer
 
 from jobs import kept
-from jobs.child import WORKER
+from jobs.child import worker_command
 from jobs.errors import CannotGoOn, SeqprocError, UsageError
 from jobs.kept import Kept
 from jobs.settings import Settings
@@ -45,7 +45,9 @@ def serve_on(wanted: str, settings: Settings, queues: Sequence[str], *, idle_exi
     flags = [word for queue in queues for word in ("--queue", queue)]
     flags += [flag for flag, given in (("--idle-exit", idle_exit), ("--quiet", quiet)) if given]
     say: Callable[[str], None] = (lambda _: None) if quiet else _say
-    return Fleet(names, [*WORKER, *flags], stop, say, idle_exit=idle_exit, metrics_port=settings.metrics_port).run()
+    return Fleet(
+        names, worker_command(*flags), stop, say, idle_exit=idle_exit, metrics_port=settings.metrics_port
+    ).run()
 
 
 def chosen(wanted: str, present: Sequence[str]) -> list[str]:

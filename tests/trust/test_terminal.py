@@ -38,6 +38,7 @@ TRIED = {
     "retry": "retry JOB",
     "fetch": "fetch JOB -o HOSTILE",
     "show": "show JOB",
+    "report": "report JOB",
     "workers": "workers",
     "doctor": "doctor",
     "gc": "gc",
