@@ -82,7 +82,7 @@ def test_of_any_transaction(postgres_site: Site, proxy: Proxy, cut_off: Settings
     workers = [postgres_site.worker(settings=cut_off) for _ in range(2)]
     postgres_site.until(lambda: len(postgres_site.store.workers()) == 2)  # who finds no database does not start
     proxy.choose_by(lambda _: chance.choice(("before", "after")) if chance.random() < 1 / 6 else None)
-    jobs = [postgres_site.submit(seed=seed) for seed in (1, 2)]
+    jobs = [postgres_site.submit(seed=seed) for seed in (1, 2, 3, 4)]
     postgres_site.until_ended(*jobs)
     proxy.choose_by(lambda _: None)
     postgres_site.leave(*workers)
