@@ -6,7 +6,6 @@ Read from the committed shards in one pass, of which only one log-weight a seque
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from jobs.errors import ResultsError
 from jobs.estimates import Interval, accuracy, effective_samples, pass_at_k
 from jobs.parquet import as_numpy, read_pieces
 from jobs.ragged import row_sums
-from jobs.summary import TOKEN_BINS, Bins, ByPosition, Ints, Summary, bucket_starts, columns_for, quantiles, summarise
+from jobs.summary import TOKEN_BINS, ByPosition, Ints, Summary, bucket_starts, columns_for, quantiles, summarise
 
 if TYPE_CHECKING:
     import pandas
@@ -107,25 +106,19 @@ def report(job: JobHandle, *, partial: bool = False, on_shard: Callable[[int], N
         ResultsError: a file is missing or damaged.
     """
     kept = set(job.record.spec["measurements"] or ())
-    results, of_model, of_sampling = job.results, Summary(), Summary()
-    model, sampling = (tuple(name for name in names if name in kept) for names in (_MODEL, _SAMPLING))
-    columns = list(dict.fromkeys((*columns_for(model), *sampling)))
+    measured = tuple(name for name in (*_MODEL, *_SAMPLING) if name in kept)
+    columns, results, summary = columns_for(measured), job.results, Summary()
     weights: list[np.ndarray[Any, Any]] = []
-    gap = 0.0
     for done, file in enumerate(results.here(results.contents(partial=partial).files), start=1):
         pieces = list(read_pieces([file.path], columns))
         try:
-            of_model += summarise(pieces, model, shards=1)
-            if sampling:
-                of_sampling += summarise(pieces, sampling, shards=1)
+            summary += summarise(pieces, measured, shards=1)
         except ValueError as error:
             raise ResultsError(f"{file.path} is damaged: {error}; submit the job again for a whole one") from None
         if {"logprobs", "sampling_logprobs"} <= kept:
-            ratios = [_log_ratios(piece) for piece in pieces]
-            weights += ratios
-            gap -= sum(float(ratio.sum()) for ratio in ratios)
+            weights += map(_log_ratios, pieces)
         on_shard(done)
-    return _made(job, of_model, of_sampling.measured, _apart(weights, gap, of_model.tokens))
+    return _made(job, summary, _apart(weights, summary.tokens))
 
 
 def table(reports: Iterable[Report]) -> pandas.DataFrame:
@@ -135,9 +128,8 @@ def table(reports: Iterable[Report]) -> pandas.DataFrame:
     return pandas.DataFrame([report.flat() for report in reports])
 
 
-def _made(job: JobHandle, summary: Summary, sampling: dict[str, ByPosition], apart: Apart | None) -> Report:
-    record = job.record
-    measured = {**summary.measured, **sampling}
+def _made(job: JobHandle, summary: Summary, apart: Apart | None) -> Report:
+    record, measured = job.record, summary.measured
     return Report(
         id=record.id,
         name=record.name,
@@ -179,7 +171,7 @@ def _median(lengths: Ints) -> int | None:
     return int(bucket_starts(len(lengths))[bucket])
 
 
-def _spread(measured: ByPosition | None, *, negative: bool = False, bins: Bins = TOKEN_BINS) -> Spread | None:
+def _spread(measured: ByPosition | None, *, negative: bool = False) -> Spread | None:
     """`negative`: of log-probabilities, whose bins hold magnitudes."""
     if measured is None:
         return None
@@ -189,7 +181,7 @@ def _spread(measured: ByPosition | None, *, negative: bool = False, bins: Bins =
     if count <= 0:
         return None
     shares: Sequence[float] = (0.75, 0.5, 0.25) if negative else (0.25, 0.5, 0.75)
-    [found] = quantiles(counts[None], bins, tuple(shares))
+    [found] = quantiles(counts[None], TOKEN_BINS, tuple(shares))
     sign = -1.0 if negative else 1.0
     p25, p50, p75 = (sign * float(value) for value in found)
     return Spread(float(measured.sums.sum()) / count, p25, p50, p75, infinite)
@@ -203,11 +195,11 @@ def _log_ratios(piece: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
     return row_sums(difference, lengths)
 
 
-def _apart(log_weights: list[np.ndarray[Any, Any]], gap: float, tokens: int) -> Apart | None:
+def _apart(log_weights: list[np.ndarray[Any, Any]], tokens: int) -> Apart | None:
     if not log_weights or not tokens:
         return None
     weights = np.concatenate(log_weights)
-    if not np.isfinite(weights).all() or not math.isfinite(gap):
+    if not np.isfinite(weights).all():
         return None
     ess = effective_samples(weights)
-    return Apart(kl=gap / tokens, ess=ess, ess_share=ess / len(weights))
+    return Apart(kl=-float(weights.sum()) / tokens, ess=ess, ess_share=ess / len(weights))

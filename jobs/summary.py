@@ -123,7 +123,7 @@ def summarise(pieces: Iterable[pa.Table], measured: tuple[str, ...], *, shards: 
 
     Args:
         pieces: all of their rows, with the columns that `columns_for` names, in as many tables as there are.
-        measured: at most a log-probability and an entropy column, both of one distribution.
+        measured: log-probability and entropy columns; sequences are summed by the first log-probability.
         shards: how many shards these are.
 
     Raises:

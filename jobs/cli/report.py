@@ -82,8 +82,9 @@ def _table(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
 
 def _passes(reports: Sequence[Report]) -> list[_Column]:
     """pass@k for the powers of two, and for each job's own G."""
-    most = [max(made.pass_at_k, default=0) for made in reports]
-    shown = sorted({2**i for i in range(1, max(most, default=0).bit_length()) if 2**i <= max(most)} | {*most} - {0, 1})
+    known = {k for made in reports for k in made.pass_at_k}
+    ends = {len(made.pass_at_k) for made in reports}
+    shown = sorted(k for k in known - {1} if k in ends or k.bit_count() == 1)
     return [(f"PASS@{k}", lambda made, k=k: _percent(made.pass_at_k.get(k))) for k in shown]  # type: ignore[misc]
 
 
