@@ -40,14 +40,24 @@ def accuracy(correct: np.ndarray[Any, Any], samples: int) -> Interval:
     clustered by prompt (Korn and Graubard 1998). If all prompts have the same share, each counts as one response.
     Raises ValueError without a prompt.
     """
+    mean, error = clustered(correct, samples)
+    independent = mean * (1 - mean) / error**2 if error else int(correct.sum())
+    return Interval(mean, *wilson(mean, independent))
+
+
+def clustered(correct: np.ndarray[Any, Any], samples: float) -> tuple[float, float | None]:
+    """(share of correct responses, its standard error over prompts, whose responses are not independent).
+
+    Arguments as `accuracy` takes them; no error of fewer than two prompts. Raises ValueError without a prompt.
+    """
     prompts = int(correct.sum())
     if not prompts:
         raise ValueError("there is no prompt with a gold answer")
     shares = np.arange(len(correct)) / samples
     mean = float(correct @ shares) / prompts
-    variance = float(correct @ (shares - mean) ** 2) / max(prompts - 1, 1) / prompts
-    independent = mean * (1 - mean) / variance if variance else prompts
-    return Interval(mean, *wilson(mean, independent))
+    if prompts < 2:
+        return mean, None
+    return mean, math.sqrt(float(correct @ (shares - mean) ** 2) / (prompts - 1) / prompts)
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:

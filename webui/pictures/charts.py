@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from jobs.estimates import clustered
 from jobs.gold import RULE
 from jobs.records import Job
 from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
@@ -98,15 +99,8 @@ def _measured(summary: Summary) -> list[tuple[str, ByPosition]]:
 
 
 def _accuracy(summary: Summary) -> tuple[float, float | None]:
-    """(share of correct responses, its standard error over prompts, whose responses are not independent)."""
-    correct = np.arange(len(summary.correct))
-    prompts = int(summary.correct.sum())
-    mean = float(summary.correct @ correct) / summary.judged
-    if prompts < 2:
-        return mean, None
-    each = summary.judged / prompts
-    variance = float(summary.correct @ (correct / each - mean) ** 2) / (prompts - 1)
-    return mean, math.sqrt(variance / prompts)
+    """(share of correct responses, its standard error over prompts)."""
+    return clustered(summary.correct, summary.judged / int(summary.correct.sum()))
 
 
 def _lengths(summary: Summary, cut: int | None) -> Chart:
