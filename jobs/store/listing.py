@@ -33,7 +33,7 @@ from jobs.store.part import Part, through
 from jobs.store.rows import JOB_COLUMNS, job_record
 from jobs.store.schema import job_labels, jobs
 
-_WINDOW = 2_000  # jobs of a state that are looked at, where an index alone cannot tell which are asked for
+_WINDOW = 1_000  # jobs of a state that are looked at, where an index alone cannot tell which are asked for
 _COUNTED = 10_001  # jobs of a state: enough to say that there are more than 10,000
 
 _NEWEST_FIRST: tuple[Any, Any] = (desc("created_at"), desc("id"))
