@@ -34,9 +34,11 @@ def marked(text: str) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A span of time: `0.8 s`, `42 s`, `7:03`, `2:07:03`, `3 d 04:00`."""
+    """A span of time: `< 0.1 s`, `0.8 s`, `42 s`, `7:03`, `2:07:03`, `3 d 04:00`."""
     if value is None:
         return "?"
+    if value < 0.05:
+        return "< 0.1 s"
     if value < 10:
         return f"{value:.1f} s"
     whole = round(value)
@@ -67,6 +69,11 @@ def size(count: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 shard`, `2,000 shards`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def percent(share: float, *, digits: int = 1) -> str:
+    """A share of one in percent: `62.5 %`."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def minus(figure: str) -> str:

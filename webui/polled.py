@@ -1,6 +1,7 @@
 """What polling gets: a view is made once and kept for about a second, whoever asks, and nothing is sent that is known.
 
-A hundred pages that look at the same jobs cost about as much as one. What a view shows must not hang on who asks.
+A hundred pages that look at the same jobs cost about as much as one. What a view shows must not hang on who asks, but
+for those whose maker says so: these are kept for each caller.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from starlette.responses import HTMLResponse, Response
 
+from webui.caller import Caller
+
 _KEPT = 1.0  # seconds
 _VIEWS = 256  # at most so many
+
+
+_Key = tuple[str, Caller | None]
 
 
 @dataclass(slots=True)
@@ -27,17 +33,17 @@ class _View:
 
 
 class Views:
-    """The views of one application, by URL. The ones asked for last are kept."""
+    """The views of one application, by URL and, where it matters, caller. The ones asked for last are kept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._views: OrderedDict[str, _View] = OrderedDict()
+        self._views: OrderedDict[_Key, _View] = OrderedDict()
 
-    def get(self, url: str, make: Callable[[], Response]) -> _View:
+    def get(self, key: _Key, make: Callable[[], Response]) -> _View:
         """The view, made now if it is too old; of those who ask at once, one makes it."""
         with self._lock:
-            view = self._views.setdefault(url, _View())
-            self._views.move_to_end(url)
+            view = self._views.setdefault(key, _View())
+            self._views.move_to_end(key)
             if len(self._views) > _VIEWS:
                 self._views.popitem(last=False)
         with view.lock:
@@ -49,12 +55,15 @@ class Views:
         return view
 
 
-def polled(request: Request, make: Callable[[], Response]) -> Response:
-    """The page that `make` makes; to htmx, what was made for it just now, or 204 if it has that already."""
+def polled(request: Request, make: Callable[[], Response], *, by_caller: bool = False) -> Response:
+    """The page that `make` makes; to htmx, what was made for it just now, or 204 if it has that already.
+
+    `by_caller`: it shows what the caller may do.
+    """
     if "HX-Request" not in request.headers:
         return make()
     views: Views = request.app.state.site.views
-    view = views.get(f"{request.url.path}?{request.url.query}", make)
+    view = views.get((f"{request.url.path}?{request.url.query}", request.state.caller if by_caller else None), make)
     if request.headers.get("If-None-Match") == view.headers["ETag"]:
         return Response(status_code=204, headers=view.headers)
     return HTMLResponse(view.body, headers=view.headers)

@@ -51,7 +51,7 @@ def head(site: Site, job: Job, tab: str) -> dict[str, Any]:
 
 @router.get("")
 def overview(request: Request, site: TheSite, job_id: str) -> Response:
-    return polled(request, lambda: _overview(request, site, site.store.job(job_id)))
+    return polled(request, lambda: _overview(request, site, site.store.job(job_id)), by_caller=True)
 
 
 def _overview(request: Request, site: Site, job: Job) -> Response:
@@ -135,7 +135,7 @@ def shards(
         values = head(site, job, "shards")
         return page(request, "job_shards.html", **values, shards=found, states=states, state=state, next=following)
 
-    return polled(request, make)
+    return polled(request, make, by_caller=True)
 
 
 @router.get("/files")
@@ -145,7 +145,7 @@ def files(request: Request, site: TheSite, job_id: str, after: int = Query(-1, g
         found, following = _shards(site, job, [ShardState.DONE], after)
         return page(request, "job_files.html", **head(site, job, "files"), shards=found, next=following)
 
-    return polled(request, make)
+    return polled(request, make, by_caller=True)
 
 
 def _shards(site: Site, job: Job, states: list[ShardState] | None, after: int) -> tuple[list[Shard], int | None]:
@@ -163,7 +163,7 @@ def errors(request: Request, site: TheSite, job_id: str, after: int = Query(-1, 
         values = head(site, job, "errors")
         return page(request, "job_errors.html", **values, failed=failed, errors=found, next=following)
 
-    return polled(request, make)
+    return polled(request, make, by_caller=True)
 
 
 @router.get("/log")
@@ -173,4 +173,4 @@ def log(request: Request, site: TheSite, job_id: str) -> Response:
         lines = tail(site.store, site.settings.results, job.id, _LINES)
         return page(request, "job_log.html", **head(site, job, "log"), lines=lines, cut=len(lines) == _LINES)
 
-    return polled(request, make)
+    return polled(request, make, by_caller=True)

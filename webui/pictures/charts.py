@@ -15,7 +15,7 @@ from jobs.estimates import clustered
 from jobs.gold import RULE
 from jobs.records import Job
 from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
-from jobs.text import marked, minus
+from jobs.text import marked, minus, percent
 from webui.pages.job import head
 from webui.pictures.chart import Chart, Frame, axes, column, picture, readout, rule, short, step, text, ticks
 from webui.pictures.positions import by_position, starts_of_groups
@@ -43,7 +43,7 @@ _REASONS = {
 
 @router.get("/jobs/{job_id}/charts")
 def charts(request: Request, site: TheSite, job_id: str, of: Distribution | None = None) -> Response:
-    return polled(request, lambda: _view(request, site, site.store.job(job_id), of))
+    return polled(request, lambda: _view(request, site, site.store.job(job_id), of), by_caller=True)
 
 
 def _view(request: Request, site: Site, job: Job, of: Distribution | None) -> Response:
@@ -89,7 +89,7 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
     if summary.judged:
         share, error = _accuracy(summary)
         name = "accuracy" if error is None else "accuracy ± standard error"
-        found.append((name, f"{share:.1%}" + ("" if error is None else f" ± {error:.1%}")))
+        found.append((name, percent(share) + ("" if error is None else f" ± {percent(error)}")))
     return found
 
 
@@ -147,8 +147,9 @@ def _correct(summary: Summary, samples: int | None) -> Chart:
         for k in range(0, most + 1, size)
     ]
     note = (
-        f"{_accuracy(summary)[0]:.1%} of {summary.judged:,} responses are correct; {1 - counts[0] / prompts:.1%} of "
-        f"{prompts:,} prompts have a correct one. Correct is {RULE}; everything else is wrong."
+        f"{percent(_accuracy(summary)[0])} of {summary.judged:,} responses are correct; "
+        f"{percent(1 - counts[0] / prompts)} of {prompts:,} prompts have a correct one. "
+        f"Correct is {RULE}; everything else is wrong."
     )
     label = f"correct responses of {most}"
     return _histogram("correct", "Accuracy", label, bars, note=note, unit="prompts")
@@ -164,7 +165,7 @@ def _reasons(summary: Summary) -> Chart:
     rows = []
     for i, name in enumerate(names):
         count = summary.reasons[name]
-        share = f"{count / summary.sequences:.1%}"
+        share = percent(count / summary.sequences)
         rows.append((marked(name), f"{count:,}", share))
         parts.append(column(frame, i + 0.2, i + 0.8, count))
         parts.append(text(frame, i + 0.5, count, share))
@@ -194,7 +195,7 @@ def _histogram(
     parts += [rule(frame, at, words) for at, words in marks or () if frame.x[0] <= at <= frame.x[1]]
     rows = []
     for start, end, count, place in bars:
-        share = f"{count / (total or 1):.1%}"
+        share = percent(count / (total or 1))
         rows.append((place, f"{count:,}", share))
         parts.append(readout(frame, start, end, f"{place}: {count:,} {unit}, {share}"))
     svg = picture(_HEIGHT, f"histogram: {unit} by {label}", parts)

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.summary import TOKEN_BINS, ByPosition, Floats, Ints, bucket_starts, quantiles
-from jobs.text import minus
+from jobs.text import minus, percent
 from webui.pictures.chart import Chart, Frame, axes, band, legend, line, picture, readout, short, ticks
 
 _POINTS = 256  # of a line, at most
@@ -61,7 +61,7 @@ def by_position(name: str, measurement: ByPosition) -> Chart:
     if infinite := int(measurement.infinite.sum()):
         note += f" {infinite:,} tokens have no finite value (−∞): the mean leaves them out, the quantiles count them."
     svg = picture(308, f"{what} by position in the response, with quantile bands", _parts(series, rows, what))
-    header = ("position", "mean", *(f"{share:.0%}" for share in _SHARES), "n")
+    header = ("position", "mean", *(percent(share, digits=0) for share in _SHARES), "n")
     return Chart(name, f"{what.capitalize()} by position", note, svg, header, rows)
 
 
@@ -93,7 +93,7 @@ def _parts(series: _Series, rows: list[tuple[str, ...]], what: str) -> list[Mark
 
 
 def _row(series: _Series, i: int) -> tuple[str, ...]:
-    nats = (minus(f"{value:.3f}") for value in (series.means[i], *series.bands[:, i]))
+    nats = (minus(f"{round(float(value), 3) + 0.0:.3f}") for value in (series.means[i], *series.bands[:, i]))
     return (series.place(i), *nats, f"{series.reach[i]:,.0f}")
 
 

@@ -105,8 +105,8 @@ class TestFigures:
         assert [n for _, n, _ in tables(page)["correct"]] == ["0", "10", "0", "0", "10"]
         error = statistics.stdev([1.0, 0.25] * 10) / 20**0.5
         for words in (
-            f"62.5% ± {error:.1%}",
-            "62.5% of 80 responses are correct; 100.0% of 20 prompts have a correct one.",
+            f"62.5 % ± {100 * error:.1f} %",
+            "62.5 % of 80 responses are correct; 100.0 % of 20 prompts have a correct one.",
             "exactly one <answer> block, equal to the gold answer",
         ):
             assert words in page.text

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from jobs import Client
 from jobs.errors import UsageError
 from jobs.settings import Settings, current_owner
 from tests.web.conftest import TOKEN, Answer, Start, Web
@@ -191,6 +192,16 @@ class TestNames:
         ):
             caller = entrance.by_token(token.encode(), "192.0.2.1")
             assert (caller.name, caller.operator) == (name, operator)
+
+    def test_buttons_are_shown_to_those_who_may_use_them(self, guarded: Web, client: Client) -> None:
+        job = client.submit(model="tiny-arithmetic", prompts=["2+3="]).id
+        polls = {"HX-Request": "true"}  # in turns within a second: what was made for one is not shown to the other
+        for _ in range(2):
+            for token, shown in ((TOKEN, True), ("secret-of-mallory", False)):
+                for headers in (polls, {}):
+                    page = ask(guarded, "GET", f"/jobs/{job}", headers | {"Authorization": f"Bearer {token}"})
+                    assert page.status == 200
+                    assert (f'action="/jobs/{job}/cancel"' in page.text) is shown
 
     def test_names_alone_open_a_server(self, start: Start) -> None:
         web = start("--host", "0.0.0.0", SEQPROC_TOKENS="alice:secret-a")
