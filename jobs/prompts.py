@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 import rlp_datasets
+from jobs.columns import Columns
 from jobs.errors import SpecError
 from jobs.snapshot import SnapshotRow
 from jobs.spec import JobSpec, PromptRow, problems
@@ -56,6 +57,7 @@ class PromptSource:
         self.ignored_columns: list[str] = []
         self._spec = spec
         self._needs_response = spec.kind == "score"
+        self._columns = Columns(spec.columns)
         self._hashes, self._numbers = array("Q"), array("Q")
         self._place: Callable[[int], str] = lambda number: f"{spec.dataset or 'prompts'}[{number}]"
         self._rows = self._source(spec, prompts, stdin)
@@ -68,6 +70,8 @@ class PromptSource:
                     yield row
         except rlp_datasets.DatasetError as error:
             self.problems.add(str(error))
+        if missing := self._columns.problems():
+            raise SpecError(missing)  # alone: they are the reason of what else is wrong
         if not self._hashes and not self.problems.total:
             self.problems.add("prompts: there are none; give at least one")
 
@@ -122,6 +126,9 @@ class PromptSource:
 
     def _checked(self, number: int, data: Any) -> PromptRow | None:
         """The row, or None if it is wrong in some way."""
+        data = self._columns(data)
+        if self._spec.dataset is not None and data.get("custom_id") is None:
+            data = {**data, "custom_id": f"{self._spec.split}-{number}"}
         try:
             row = data if isinstance(data, PromptRow) else PromptRow.model_validate(data)
         except ValidationError as error:
@@ -149,8 +156,13 @@ class PromptSource:
 def _dataset_rows(spec: JobSpec) -> Iterator[tuple[int, dict[str, Any]]]:
     """All examples in their order, or `num_prompts` of them drawn without replacement by `prompt_seed`."""
     assert spec.dataset is not None
+    external = rlp_datasets.is_external(spec.dataset)
+    examples: Any
     try:
-        examples = rlp_datasets.DATASET_REGISTRY[spec.dataset](split=spec.split)
+        if external:
+            examples = rlp_datasets.open_dataset(spec.dataset, spec.split)
+        else:
+            examples = rlp_datasets.DATASET_REGISTRY[spec.dataset](split=spec.split)
     except rlp_datasets.DatasetError as error:
         raise SpecError([f"dataset: {error}"]) from None
     size = len(examples)
@@ -163,7 +175,7 @@ def _dataset_rows(spec: JobSpec) -> Iterator[tuple[int, dict[str, Any]]]:
         chosen = random.Random(spec.prompt_seed).sample(range(size), spec.num_prompts)
     for index in chosen:
         example = examples[index]
-        yield index, {"prompt": example.text, "answer": example.answer, "custom_id": f"{spec.split}-{index}"}
+        yield index, example if external else {"prompt": example.text, "answer": example.answer}
 
 
 def _repeated(hashes: array[int]) -> set[int]:

@@ -28,6 +28,7 @@ from pydantic import (
 
 from jobs.errors import SpecError
 from jobs.webhook_target import Target
+from rlp_datasets import is_external
 
 Measurement = Literal["logprobs", "entropies", "sampling_logprobs", "sampling_entropies"]
 MEASUREMENTS: tuple[Measurement, ...] = ("logprobs", "entropies", "sampling_logprobs", "sampling_entropies")
@@ -39,6 +40,7 @@ QUEUE = r"^[A-Za-z0-9._-]{1,64}$"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_LABEL = 256
+_NOT_OF_THE_SEQUENCES = {"prompts", "file", "columns", "idempotency_key", "ttl", "webhook"}
 _STORED, _REMOTE = "stored", "remote"  # validation contexts
 
 
@@ -111,8 +113,13 @@ class JobSpec(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the checkpoint")
 
     prompts: list[PromptRow] | None = Field(None, min_length=1, description="inline prompts")
-    file: str | None = Field(None, description="JSONL or Parquet file of prompts; - is standard input (JSONL)")
-    dataset: str | None = Field(None, description="name of a registered dataset")
+    file: str | None = Field(None, description="JSONL, CSV or Parquet file of prompts; - is standard input (JSONL)")
+    dataset: str | None = Field(
+        None, description="a registered dataset, hf:NAME[:CONFIG] of the hub, or disk:FOLDER of save_to_disk"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="which column is which field of a prompt, as prompt=question,answer=gold"
+    )
     split: str = Field("train", description="split of the dataset")
     num_prompts: int | None = Field(None, ge=1, description="how many prompts to draw from the dataset; default: all")
     prompt_seed: int | None = Field(None, description="seed of that draw; default: the seed")
@@ -188,6 +195,16 @@ class JobSpec(BaseModel):
             Target.of(value)
         return value
 
+    @field_validator("columns")
+    @classmethod
+    def _columns(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, column in value.items():
+            if name not in PromptRow.model_fields:
+                raise ValueError(f"a prompt has no field {name!r}; its fields are {', '.join(PromptRow.model_fields)}")
+            if not column:
+                raise ValueError(f"{name} is given no column; write {name}=COLUMN, or leave it out")
+        return value
+
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
@@ -204,9 +221,14 @@ class JobSpec(BaseModel):
             raise ValueError("merge_adapter needs an adapter; name one, or leave merge_adapter out")
         if self.num_prompts is not None and self.dataset is None and given:
             raise ValueError("num_prompts and prompt_seed draw from a dataset; for a file, submit the lines you want")
-        if self.kind == "score" and self.dataset is not None:
+        registered = self.dataset is not None and not is_external(self.dataset)
+        if self.kind == "score" and registered:
             raise ValueError(
                 "kind score needs responses: give a file or prompts with `response` or `response_token_ids`"
+            )
+        if self.columns and registered:
+            raise ValueError(
+                f"columns are of files and of hf: and disk: datasets; {self.dataset} makes its own prompts"
             )
         return self
 
@@ -239,11 +261,12 @@ class JobSpec(BaseModel):
             key = self.idempotency_key
             fresh = secrets.token_bytes(6) if key is None else hashlib.sha256(key.encode()).digest()[:6]
             seed = int.from_bytes(fresh, "big")
+        settled: dict[str, Any] = {"seed": seed}
         if self.kind == "score":
-            return self.model_copy(update={"seed": seed, "G": 1})
-        return self.model_copy(
-            update={"seed": seed, "prompt_seed": seed if self.prompt_seed is None else self.prompt_seed}
-        )
+            settled["G"] = 1
+        if self.kind != "score" or self.dataset is not None:
+            settled["prompt_seed"] = seed if self.prompt_seed is None else self.prompt_seed
+        return self.model_copy(update=settled)
 
     def stored(self) -> dict[str, Any]:
         """Plain data of the spec without its prompts: those are the snapshot."""
@@ -251,7 +274,7 @@ class JobSpec(BaseModel):
 
     def digest(self) -> str:
         """sha256 of what decides the sequences and where they go: everything but the way the prompts came in."""
-        data = self.model_dump(mode="json", exclude={"prompts", "file", "idempotency_key", "ttl", "webhook"})
+        data = self.model_dump(mode="json", exclude=_NOT_OF_THE_SEQUENCES)
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from .arithmetic import arithmetic_r1_template
 from .errors import DatasetError, DatasetFileError, DatasetUnavailableError, UnknownDatasetError, UnknownSplitError
 from .example import Example
+from .external import is_external, open_dataset
 from .files import BadRow, Row, read_rows, read_stream
 from .gsm8k import gsm8k_r1_template
 from .registry import DATASET_REGISTRY, Dataset, register_dataset
@@ -20,6 +21,8 @@ __all__ = [
     "UnknownSplitError",
     "arithmetic_r1_template",
     "gsm8k_r1_template",
+    "is_external",
+    "open_dataset",
     "read_rows",
     "read_stream",
     "register_dataset",

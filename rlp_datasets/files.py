@@ -1,11 +1,12 @@
-"""A user's own files of rows, JSONL and Parquet, streamed with the place of every row.
+"""A user's own files of rows, JSONL, CSV and Parquet, streamed with the place of every row.
 
 Invariants
 - Memory is bounded by a line (at most `LONGEST_LINE` bytes before its newline) or a batch of Parquet rows, whatever
   the file's length.
 - A bad row is yielded as a problem and does not end the reading; a file that cannot be read raises DatasetFileError.
 - What a row must hold is the caller's business. A row of JSONL is any object of JSON's types, all text valid Unicode;
-  a row of Parquet has what Arrow makes of its columns, so that a column of dates or bytes gives `datetime` or `bytes`.
+  a row of Parquet has what Arrow makes of its columns, so that a column of dates or bytes gives `datetime` or `bytes`;
+  a row of CSV has texts, None where a cell is empty.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from .errors import DatasetFileError
+from .separated import DELIMITERS, records
 
 if TYPE_CHECKING:
     import pyarrow
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json-lines")
 PARQUET_SUFFIXES = (".parquet",)
+_SUFFIXES = (*JSONL_SUFFIXES, *DELIMITERS, *PARQUET_SUFFIXES)
 LONGEST_LINE = 64 * 2**20  # bytes
 _BOM = b"\xef\xbb\xbf"
 _BATCH = 1024  # Parquet rows at a time
@@ -32,7 +35,7 @@ _BATCH = 1024  # Parquet rows at a time
 
 @dataclass(frozen=True)
 class Row:
-    """One row. place: `path:line` of a JSONL file, `path:row` of a Parquet file, both counted from 1."""
+    """One row. place: `path:line` of a JSONL or CSV file, `path:row` of a Parquet file, both counted from 1."""
 
     place: str
     data: dict[str, Any]
@@ -47,16 +50,18 @@ class BadRow:
 
 
 def read_rows(path: str | Path) -> Iterator[Row | BadRow]:
-    """The rows of a JSONL or Parquet file, told apart by suffix.
+    """The rows of a JSONL, CSV (.csv, .tsv) or Parquet file, told apart by suffix.
 
     Blank lines are skipped, but counted. Raises DatasetFileError: at once for a file that is missing, cannot be
     opened or has another suffix; at the end for one without rows; on the way for one that breaks off.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in JSONL_SUFFIXES + PARQUET_SUFFIXES:
-        known = ", ".join(JSONL_SUFFIXES + PARQUET_SUFFIXES)
-        raise DatasetFileError(f"{path}: unknown kind of file. Rename or convert it: {known} can be read.")
+    if suffix not in _SUFFIXES:
+        folder = f" For a folder of save_to_disk give the dataset disk:{path}." if path.is_dir() else ""
+        raise DatasetFileError(
+            f"{path}: unknown kind of file. Rename or convert it: {', '.join(_SUFFIXES)} can be read.{folder}"
+        )
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -65,7 +70,12 @@ def read_rows(path: str | Path) -> Iterator[Row | BadRow]:
         raise DatasetFileError(f"{path}: is a folder. Name a file in it.") from None
     except OSError as error:
         raise DatasetFileError(f"{path}: cannot be opened: {error.strerror}. Check its permissions.") from None
-    rows = _parquet_rows(file, str(path)) if suffix in PARQUET_SUFFIXES else _jsonl_rows(file, str(path))
+    if suffix in PARQUET_SUFFIXES:
+        rows = _parquet_rows(file, str(path))
+    elif suffix in DELIMITERS:
+        rows = _separated_rows(file, str(path), DELIMITERS[suffix])
+    else:
+        rows = _jsonl_rows(file, str(path))
     return _owning(file, _some(rows, str(path)))
 
 
@@ -173,6 +183,15 @@ def _refuse_lone_surrogates(data: dict[str, Any]) -> None:
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(f"the escape \\u{ord(half):04x} is half a character (a lone surrogate)") from None
+
+
+# --- CSV ----------------------------------------------------------------------------------------------------------
+
+
+def _separated_rows(file: BinaryIO, name: str, delimiter: str) -> Iterator[Row | BadRow]:
+    for line, record in records(file, name, delimiter, LONGEST_LINE):
+        place = f"{name}:{line}"
+        yield BadRow(place, record) if isinstance(record, str) else Row(place, dict(record))
 
 
 # --- Parquet ------------------------------------------------------------------------------------------------------

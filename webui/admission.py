@@ -14,9 +14,11 @@ from typing import Any
 from jobs.errors import SpecError
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from rlp_datasets import is_external
 
 MAX_INLINE_PROMPTS = 10_000
-_STAND_INS = {"file": None, "model": "x", "adapter": "x", "prompts": ["x"]}  # for what is refused unseen
+# For what is refused unseen:
+_STAND_INS = {"file": None, "dataset": None, "model": "x", "adapter": "x", "prompts": ["x"]}
 
 
 def admit(fields: dict[str, Any], settings: Settings) -> JobSpec:
@@ -37,6 +39,12 @@ def _refused(fields: dict[str, Any], settings: Settings) -> dict[str, str]:
     found = {}
     if fields.get("file") is not None:
         found["file"] = "file: would be a file of the server; send the prompts themselves, as lines of JSON"
+    dataset = fields.get("dataset")
+    if isinstance(dataset, str) and is_external(dataset):
+        found["dataset"] = (
+            "dataset: over HTTP only those that the operator has installed; Client and seqproc read yours and send the "
+            "prompts, other programs send them as lines of JSON"
+        )
     for name in ("model", "adapter"):
         value = fields.get(name)
         if isinstance(value, str) and _is_path(value) and not _lies_in(value, settings.model_roots):

@@ -22,6 +22,7 @@ from jobs.labels import label_of
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+_PAIRS = {"labels": "KEY=VALUE", "columns": "FIELD=COLUMN"}  # fields whose dict is written pair by pair
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
@@ -55,7 +56,9 @@ def to_fields(values: dict[str, Any]) -> dict[str, Any]:
         if value is None or value == ():
             continue
         if name == "labels":
-            value = dict(_pair(text) for text in value)
+            value = dict(_pair(name, text) for text in value)
+        elif name == "columns":  # a comma begins the next pair only where one follows: it may stand in a column's name
+            value = dict(_pair(name, pair) for text in value for pair in re.split(r",(?=\w+=)", text))
         elif name == "chat_template_kwargs":
             value = _json(flag(name), value)
         elif value == ("",):
@@ -108,7 +111,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         metavar=None if kind is bool else _metavar(name, kind, item),
         show_default=False,  # the text says it: the option's own default is None, which means not given
     )
-    hint: Any = bool if kind is bool else list[str] if kind in (list, tuple) or name == "labels" else str
+    hint: Any = bool if kind is bool else list[str] if kind in (list, tuple) or name in _PAIRS else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[hint | None, option]
     )
@@ -132,7 +135,7 @@ def shape(annotation: Any) -> tuple[Any, Any]:
 
 def _metavar(name: str, kind: Any, item: Any) -> str:
     if kind is dict:
-        return "KEY=VALUE" if name == "labels" else "JSON"
+        return _PAIRS.get(name, "JSON")
     if kind is Union:
         return "|".join(_metavar(name, *shape(choice)).strip("[]") for choice in item)
     of = item if kind in (list, tuple, Literal, Annotated) else kind
@@ -147,10 +150,10 @@ def _shown(default: Any) -> str:
     return ", ".join(default) if isinstance(default, tuple) else str(default)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(name: str, text: str) -> tuple[str, str]:
     key, value = label_of(text) or ("", None)
     if value is None:
-        raise UsageError(f"--labels: {text!r} is no pair; write it as key=value")
+        raise UsageError(f"{flag(name)}: {text!r} is no pair; write it as key=value")
     return key, value
 
 

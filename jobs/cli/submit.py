@@ -26,7 +26,7 @@ _COUNT_EVERY = 5_000  # prompts between updates of the counter
 def submit(
     ctx: typer.Context,
     source: Annotated[
-        str | None, typer.Argument(metavar="FILE|-", help="JSONL or Parquet file of prompts; - is standard input.")
+        str | None, typer.Argument(metavar="FILE|-", help="JSONL, CSV or Parquet file of prompts; - is standard input.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run a worker here even if others are alive.")] = False,

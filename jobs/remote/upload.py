@@ -17,6 +17,9 @@ from jobs.jsonl import line
 from jobs.prompts import PromptSource
 from jobs.snapshot import SnapshotRow
 from jobs.spec import JobSpec
+from rlp_datasets import is_external
+
+_OF_PROMPTS = {"prompts", "file", "columns", "dataset", "split", "num_prompts", "prompt_seed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,13 @@ def upload(
     on_prompt: Callable[[int], None] | None = None,
 ) -> Iterator[Upload]:
     """The spec and its prompts, in memory bounded as `PromptSource` is. Raises SpecError."""
-    said = spec.model_dump(mode="json", exclude_unset=True, exclude={"prompts", "file"})
+    brought = spec.dataset is None or is_external(spec.dataset) or prompts is not None
+    if brought and spec.dataset is not None:
+        spec = spec.resolve()  # its seed also draws from a dataset that is read here
+    said = spec.model_dump(mode="json", exclude_unset=True, exclude=_OF_PROMPTS if brought else {"prompts", "file"})
     with TemporaryFile() as body:
         body.write(line(said).encode())
-        if spec.dataset is not None and prompts is None:
+        if not brought:
             yield Upload(body)
             return
         source = PromptSource(spec, prompts=prompts, stdin=stdin)

@@ -82,6 +82,14 @@ _BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "custom_id twice": (lambda: [*_MODEL, _twice()], ["id-0", "twice.jsonl:41", "1"]),
     "empty file": (lambda: [*_MODEL, _file("empty.jsonl", [])], ["empty.jsonl"]),
     "not UTF-8": (lambda: [*_MODEL, _not_utf8()], ["latin.jsonl:2", "UTF-8"]),
+    "ragged table": (lambda: [*_MODEL, _file("ragged.csv", ["prompt,answer", "a,1,2"])], ["ragged.csv:2", "3 cells"]),
+    "no such column": (
+        lambda: [*_MODEL, _file("other.csv", ["q,a", "x,1"]), "--columns", "prompt=question"],
+        ["--columns: ", "'question'", "q, a"],
+    ),
+    "no such field": (lambda: [*_MODEL, "x.csv", "--columns", "promt=q"], ["--columns: ", "'promt'", "prompt,"]),
+    "no map": (lambda: [*_MODEL, "x.csv", "--columns", "q"], ["--columns: 'q' is no pair"]),
+    "no folder of a dataset": (lambda: [*_MODEL, "--dataset", "disk:nowhere"], ["--dataset: nowhere holds no dataset"]),
     "--local and -d": (lambda: [*_MODEL, "--prompts", "a", "--local"], ["--local", "--detach"]),
     "--json and -q": (lambda: [*_MODEL, "--prompts", "a", "--json", "-q"], ["--json", "--quiet"]),
 }

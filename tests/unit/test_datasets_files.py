@@ -172,8 +172,8 @@ def test_what_can_be_known_at_once_is_said_at_once(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(DatasetFileError, match=r"folder\.jsonl: is a folder"):
         read_rows(tmp_path / "folder.jsonl")
-    with pytest.raises(DatasetFileError, match=r"prompts\.csv: unknown kind of file.*\.jsonl.*\.parquet"):
-        read_rows(tmp_path / "prompts.csv")
+    with pytest.raises(DatasetFileError, match=r"prompts\.xlsx: unknown kind of file.*\.jsonl.*\.csv.*\.parquet"):
+        read_rows(tmp_path / "prompts.xlsx")
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):

@@ -24,7 +24,12 @@ MAIN = ("model", "G", "temperature", "max_new_tokens", "seed", "name", "labels")
 OF_DATASET = ("dataset", "split", "num_prompts", "prompt_seed")
 _NOT_TYPED = ("prompts", "file", "idempotency_key")  # what holds the prompts, and what makes two posts one job
 MORE = tuple(name for name in JobSpec.model_fields if name not in (*MAIN, *OF_DATASET, *_NOT_TYPED))
-_LINES = {"labels": "one a line", "stop_strings": "one a line, or none", "chat_template_kwargs": "a JSON object"}
+_LINES = {
+    "labels": "one a line",
+    "columns": "one a line",
+    "stop_strings": "one a line, or none",
+    "chat_template_kwargs": "a JSON object",
+}
 _PLACE = re.compile(r"(\w+)(?:[.\[][^:]*)?:")
 
 
@@ -70,7 +75,7 @@ class Values:
         for name, text in self.texts.items():
             if name in _NOT_TYPED or name == "measurements":
                 continue
-            given = _lines(text) if name in ("labels", "stop_strings") else text.strip()
+            given = _lines(text) if name in ("labels", "columns", "stop_strings") else text.strip()
             if name == "stop_strings":
                 fields[name] = given
             elif given:

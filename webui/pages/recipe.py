@@ -35,7 +35,7 @@ def as_command(spec: JobSpec, prompts: list[str] | None) -> str:
     for name, value in _told(spec):
         if isinstance(value, bool):
             options.append(flag(name) if value else flag(name).replace("--", "--no-", 1))
-        elif name == "labels":
+        elif name in ("labels", "columns"):
             options += [_option(name, f"{key}={text}") for key, text in value.items()]
         elif isinstance(value, dict):
             options.append(_option(name, json.dumps(value)))
@@ -71,8 +71,10 @@ def _told(spec: JobSpec) -> Iterator[tuple[str, Any]]:
     for name, field in JobSpec.model_fields.items():
         value = getattr(spec, name)
         by_default = not field.is_required() and value == field.get_default(call_default_factory=True)
-        follows = (name == "prompt_seed" and (value == spec.seed or spec.dataset is None)) or (
-            name == "G" and spec.kind == "score"
+        follows = (
+            (name == "prompt_seed" and (value == spec.seed or spec.dataset is None))
+            or (name == "columns" and spec.dataset is None)  # the file to submit has the fields' own names
+            or (name == "G" and spec.kind == "score")
         )
         if name not in _LEFT_OUT and not by_default and not follows:
             yield name, value

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from typer.testing import CliRunner
 
 from jobs.cli.app import app
@@ -57,6 +59,17 @@ def test_the_command_makes_the_same_job(fields: dict[str, Any], texts: list[str]
     assert plan["spec"] | NOT_TOLD == spec.stored() | NOT_TOLD | {"prompts": None}
     if texts:
         assert plan["num_prompts"] == len(texts)
+
+
+def test_a_dataset_on_disk_with_odd_columns(tmp_path: Path) -> None:
+    Dataset.from_dict({"a, b": ["x"], "it's": [1]}).save_to_disk(tmp_path / "disk")
+    spec = spec_of({"dataset": f"disk:{tmp_path / 'disk'}", "columns": {"prompt": "a, b", "answer": "it's"}})
+    result = CliRunner().invoke(app, [*arguments(as_command(spec, None)), "--dry-run", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["spec"] == spec.stored()
+    assert f"columns={spec.columns!r}" in as_python(spec, None)
+    of_a_file = spec_of({"file": "p.csv", "columns": {"prompt": "q"}})
+    assert "columns" not in as_command(of_a_file, None), "the prompts to submit again have the fields' own names"
 
 
 @pytest.mark.parametrize("fields", SPECS, ids=str)

@@ -150,6 +150,14 @@ def test_an_upload(browser: Browser, house: House) -> None:
     assert [json.loads(line) for line in lines] == rows
 
 
+def test_an_upload_by_other_names(browser: Browser, house: House) -> None:
+    files = {"upload": ("mine.jsonl", b'{"question": "1+1=", "gold": 2}\n')}
+    browser.post("/submit", GOOD | {"prompts": "", "columns": "prompt=question\r\nanswer=gold"}, files=files)
+    [job] = house.store.jobs()
+    [line] = browser.client.get(f"/jobs/{job.id}/prompts.jsonl").text.splitlines()
+    assert json.loads(line) == {"prompt": "1+1=", "answer": "2"}
+
+
 def test_a_bad_line_of_an_upload_is_named(browser: Browser, house: House) -> None:
     files = {"upload": ("mine.jsonl", b'{"prompt": "x"}\n{"prompt": 3}\nnonsense\n')}
     page = read(browser.post("/submit", GOOD | {"prompts": ""}, 422, files=files))

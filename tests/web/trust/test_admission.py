@@ -46,6 +46,13 @@ def test_no_file_of_the_server(file: str) -> None:
     assert problem.startswith("file: would be a file of the server")
 
 
+def test_no_dataset_but_the_installed_ones(tmp_path: Path) -> None:
+    there = str(folder(tmp_path / "dataset", "state.json"))
+    named = {tuple(refused({"dataset": d, "prompts": None})) for d in (f"disk:{there}", "disk:/nothing", "hf:org/name")}
+    [(problem,)] = named  # the same sentence whether it exists or not
+    assert problem.startswith("dataset: over HTTP only those that the operator has installed")
+
+
 @pytest.mark.parametrize("name", ["model", "adapter"])
 def test_what_exists_and_what_does_not_gets_the_same_sentence(tmp_path: Path, roots: Path, name: str) -> None:
     there = folder(tmp_path / "private", "config.json", "adapter_config.json")
