@@ -20,6 +20,7 @@ from pydantic import ValidationError
 import rlp_datasets
 from jobs.columns import Columns
 from jobs.errors import SpecError
+from jobs.openai_batch import OpenAIBatch
 from jobs.snapshot import SnapshotRow
 from jobs.spec import JobSpec, PromptRow, problems
 
@@ -58,6 +59,7 @@ class PromptSource:
         self._spec = spec
         self._needs_response = spec.kind == "score"
         self._columns = Columns(spec.columns)
+        self._batch = OpenAIBatch(spec)
         self._hashes, self._numbers = array("Q"), array("Q")
         self._place: Callable[[int], str] = lambda number: f"{spec.dataset or 'prompts'}[{number}]"
         self._rows = self._source(spec, prompts, stdin)
@@ -72,6 +74,8 @@ class PromptSource:
             self.problems.add(str(error))
         if missing := self._columns.problems():
             raise SpecError(missing)  # alone: they are the reason of what else is wrong
+        for line in self._batch.problems(self._place):
+            self.problems.add(line)
         if not self._hashes and not self.problems.total:
             self.problems.add("prompts: there are none; give at least one")
 
@@ -126,7 +130,11 @@ class PromptSource:
 
     def _checked(self, number: int, data: Any) -> PromptRow | None:
         """The row, or None if it is wrong in some way."""
-        data = self._columns(data)
+        try:
+            data = self._batch(number, self._columns(data))
+        except ValueError as error:
+            self.problems.add(f"{self._place(number)} {error}")
+            return None
         if self._spec.dataset is not None and data.get("custom_id") is None:
             data = {**data, "custom_id": f"{self._spec.split}-{number}"}
         try:
