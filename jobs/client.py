@@ -179,6 +179,17 @@ class JobHandle:
         """A `datasets.Dataset` over the job's Parquet files."""
         return self.results.dataset(partial=partial)
 
+    def to_openai(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
+        """The output lines of an OpenAI batch: one dict a prompt, its samples as `choices`, or its `error`."""
+        return self.results.to_openai(partial=partial)
+
+    def to_trl(self, *, prompts: int = 64, partial: bool = False) -> Iterator[dict[str, list[Any]]]:
+        """What TRL's `rollout_func` returns, for so many prompts at a time: `prompt_ids`, `completion_ids`, `logprobs`.
+
+        `logprobs` are of the sampling distribution, as its GRPOTrainer takes them; other keys go to reward functions.
+        """
+        return self.results.to_trl(prompts=prompts, partial=partial)
+
     def logs(self, *, follow: bool = False) -> Iterator[dict[str, Any]]:
         """The workers' log lines about this job, oldest first; with `follow`, until the job has ended."""
         return self._access.logs(self.id, follow=follow)

@@ -1,4 +1,4 @@
-"""A job's results as a few files to take away: `sequences.parquet` or `.jsonl`, `errors.jsonl`, spec and manifest.
+"""A job's results as a few files to take away: the sequences in one of four forms, `errors.jsonl`, spec and manifest.
 
 Files are made in a hidden folder inside the target and moved into place when all are there, the manifest last: a folder
 with a manifest is a whole export. An export of Parquet is read back by `JobResults.from_folder`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +16,35 @@ from jobs.errors import ResultsError
 from jobs.files import flush, make_folder, sha256_of, write_json, writing
 from jobs.jsonl import write_jsonl
 from jobs.manifest import read_manifest
+from jobs.openai_output import output_lines
 from jobs.parquet import concatenate
-from jobs.results import Contents, JobResults, errors_of, rows_of
+from jobs.results import Contents, JobResults, ResultFile, errors_of, rows_of
+from jobs.rollouts import rollout_rows
 
-Format = Literal["parquet", "jsonl"]
+Format = Literal["parquet", "jsonl", "openai", "trl"]
+OnFile = Callable[[int, int], None]
+_NAMES: dict[Format, str] = {
+    "parquet": "sequences.parquet",
+    "jsonl": "sequences.jsonl",
+    "openai": "openai.jsonl",
+    "trl": "trl.jsonl",
+}
 _STAGE = ".seqproc-"  # prefix of the hidden folder
 
 
-def export(results: JobResults, target: Path, format: Format = "parquet", *, partial: bool = False) -> list[Path]:
+def export(
+    results: JobResults,
+    target: Path,
+    format: Format = "parquet",
+    *,
+    partial: bool = False,
+    on_file: OnFile | None = None,
+) -> list[Path]:
     """Writes the job's results to the folder `target` and returns its files, the sequences first.
 
-    An earlier export of the same job is replaced. In JSONL, log-probabilities of −inf are null.
+    Parquet and JSONL hold a row a sequence, "openai" an output line of an OpenAI batch a prompt, "trl" a rollout of
+    TRL's a line. An earlier export of the same job is replaced. In JSON, log-probabilities of −inf are null.
+    `on_file` is called with the number of shards that are written, and of all.
 
     Raises:
         NotFinished: the job has not ended, and not `partial`.
@@ -38,11 +57,8 @@ def export(results: JobResults, target: Path, format: Format = "parquet", *, par
     with writing(target):
         stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=target))
     try:
-        sequences = stage / f"sequences.{format}"
-        if format == "parquet":
-            concatenate((file.path for file in results.here(contents.files)), sequences)
-        else:
-            write_jsonl(sequences, rows_of(results.here(contents.files)))
+        sequences = stage / _NAMES[format]
+        _write(results, contents, sequences, format, on_file)
         if any(file.errors for file in contents.files):
             write_jsonl(stage / "errors.jsonl", errors_of(results.here(contents.files)))
         write_json(stage / "spec.json", contents.spec)
@@ -54,6 +70,28 @@ def export(results: JobResults, target: Path, format: Format = "parquet", *, par
         raise
     names = [sequences.name, "errors.jsonl", "spec.json", "manifest.json"]
     return [target / name for name in names if (target / name).exists()]
+
+
+def _write(results: JobResults, contents: Contents, target: Path, format: Format, on_file: OnFile | None) -> None:
+    """The sequences, a shard at a time."""
+    files = results.here(contents.files)
+    if on_file is not None:
+        files = _counted(files, len(contents.files), on_file)
+    if format == "parquet":
+        concatenate((file.path for file in files), target)
+    elif format == "jsonl":
+        write_jsonl(target, rows_of(files))
+    elif format == "openai":
+        write_jsonl(target, output_lines(contents, files, results.manifest()["created_at"]))
+    else:
+        write_jsonl(target, rollout_rows(rows_of(files)))
+
+
+def _counted(files: Iterator[ResultFile], total: int, on_file: OnFile) -> Iterator[ResultFile]:
+    for number, file in enumerate(files):
+        on_file(number, total)
+        yield file
+    on_file(total, total)
 
 
 def _refuse_other(target: Path, job_id: str) -> None:
@@ -87,11 +125,11 @@ def _manifest(manifest: dict[str, Any], contents: Contents, sequences: Path) -> 
 
 
 def _move(stage: Path, target: Path) -> None:
-    """Every file into place, the manifest last; what an earlier export left in the other format goes."""
+    """Every file into place, the manifest last; what an earlier export left in another format goes."""
     names = sorted(path.name for path in stage.iterdir() if path.name != "manifest.json")
     for name in [*names, "manifest.json"]:
         (stage / name).replace(target / name)
-    for stale in {"sequences.parquet", "sequences.jsonl", "errors.jsonl"} - set(names):
+    for stale in {*_NAMES.values(), "errors.jsonl"} - set(names):
         (target / stale).unlink(missing_ok=True)
     stage.rmdir()
     flush(target)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from jobs.errors import NotFinished, ResultsError
 from jobs.jsonl import read_jsonl
 from jobs.manifest import build, read_manifest
+from jobs.openai_output import output_lines
 from jobs.parquet import SHARD_SCHEMA, read_rows, read_table
 from jobs.paths import JobPaths
 from jobs.records import Shard
+from jobs.rollouts import rollouts
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
 from jobs.store import Store
@@ -152,6 +154,20 @@ class JobResults:
             raise ResultsError(f"{missing} is missing: its folder was moved, cleared or copied in part")
         return datasets.Dataset.from_parquet([glob.escape(path) for path in paths])  # it takes patterns
 
+    def to_openai(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
+        """Output lines of an OpenAI batch, one a prompt; see `jobs.openai_output`. Raises as `rows`."""
+        contents = self.contents(partial=partial)
+        return output_lines(contents, self.here(contents.files), self.manifest()["created_at"])
+
+    def to_trl(self, *, prompts: int = 64, partial: bool = False) -> Iterator[dict[str, list[Any]]]:
+        """TRL's rollouts of so many prompts at a time; see `jobs.rollouts`.
+
+        Raises as `rows`, ValueError unless `prompts` is 1 or more.
+        """
+        if prompts < 1:
+            raise ValueError(f"to_trl gives rollouts of 1 prompt or more at a time, not {prompts}")
+        return rollouts(self.rows(partial=partial), prompts)
+
 
 def rows_of(files: Iterable[ResultFile], *, arrays: bool = False) -> Iterator[dict[str, Any]]:
     """The rows of these files, as `JobResults.rows`."""
@@ -185,7 +201,8 @@ def _from_manifest(paths: JobPaths) -> Contents:
         for entry in data["files"]
     ]
     if any(file.path.suffix != ".parquet" for file in files):
-        raise ResultsError(f"{paths.folder} is an export as JSONL: read sequences.jsonl line by line, or fetch Parquet")
+        name = data["files"][0]["file"]
+        raise ResultsError(f"{paths.folder} is an export as JSONL: read {name} line by line, or fetch Parquet")
     counts = data["counts"]
     state = JobState(data["state"])
     return Contents(data["id"], state, data["spec"], counts["done_shards"], counts["num_shards"], files)

@@ -40,15 +40,13 @@ def upload(
 ) -> Iterator[Upload]:
     """The spec and its prompts, in memory bounded as `PromptSource` is. Raises SpecError."""
     brought = spec.dataset is None or is_external(spec.dataset) or prompts is not None
-    if brought and spec.dataset is not None:
-        spec = spec.resolve()  # its seed also draws from a dataset that is read here
     said = spec.model_dump(mode="json", exclude_unset=True, exclude=_OF_PROMPTS if brought else {"prompts", "file"})
     with TemporaryFile() as body:
         body.write(line(said).encode())
         if not brought:
             yield Upload(body)
             return
-        source = PromptSource(spec, prompts=prompts, stdin=stdin)
+        source = PromptSource(spec.resolve(), prompts=prompts, stdin=stdin)
         for number, row in enumerate(source, start=1):
             body.write(line(row.model_dump(exclude_none=True)).encode())
             if on_prompt is not None:
