@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.diagnostics import ALTERNATIVES, DIAGNOSTICS
+
 if TYPE_CHECKING:
     from sequence_processing.containers import BatchedSequences, LogprobResults, Rollout
 
@@ -46,4 +48,5 @@ def _rollouts(rows: Iterable[dict[str, Any]], make: type[Rollout]) -> Iterator[R
             sampling_entropies=measured("sampling_entropies"),
             finish_reason=row["finish_reason"],
             stop_offset=row["stop_offset"],
+            diagnostics={name: row[name] for name in (*DIAGNOSTICS, *ALTERNATIVES) if row.get(name) is not None},
         )

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.diagnostics import columns_of
 from jobs.errors import ResultsError
 from jobs.files import flush, make_folder, sha256_of, write_json, writing
 from jobs.jsonl import write_jsonl
 from jobs.manifest import read_manifest
 from jobs.openai_output import output_lines
-from jobs.parquet import concatenate
+from jobs.parquet import concatenate, schema_with
 from jobs.results import Contents, JobResults, ResultFile, errors_of, rows_of
 from jobs.rollouts import rollout_rows
 
@@ -78,7 +79,7 @@ def _write(results: JobResults, contents: Contents, target: Path, format: Format
     if on_file is not None:
         files = _counted(files, len(contents.files), on_file)
     if format == "parquet":
-        concatenate((file.path for file in files), target)
+        concatenate((file.path for file in files), target, schema_with(columns_of(contents.spec)))
     elif format == "jsonl":
         write_jsonl(target, rows_of(files))
     elif format == "openai":

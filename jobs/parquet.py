@@ -1,14 +1,15 @@
 """Parquet, in this one place: the rows of a shard and the rows of a prompt snapshot.
 
 A shard's file holds one row a sequence in order of (prompt_index, sample_index); a measurement that the job did not ask
-for is null. Per-token quantities are float32 in nats. A file is there whole or not at all.
+for is null, and a diagnostic has no column then. Per-token quantities are float32, of log-probabilities and entropies
+in nats. A file is there whole or not at all.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.diagnostics import ALTERNATIVES, DIAGNOSTICS
 from jobs.files import flush, reading, replacing, sha256_of, writing
 
 _IDS, _NATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -41,7 +43,11 @@ SHARD_SCHEMA = pa.schema(
         "token_ends": _IDS,  # characters of `response` up to the end of each token
     }
 )
-"""Columns of a shard's file, and of an export."""
+"""Columns of a shard's file, and of an export; those of diagnostics may follow."""
+
+_DIAGNOSTICS = dict.fromkeys(DIAGNOSTICS, _NATS) | dict(
+    zip(ALTERNATIVES, (pa.list_(_IDS), pa.list_(_NATS)), strict=True)
+)
 
 SNAPSHOT_SCHEMA = pa.schema(
     {
@@ -64,6 +70,11 @@ _PIECE = 8 * 2**20  # bytes that a reader of columns holds at once
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+def schema_with(names: Collection[str]) -> pa.Schema:
+    """SHARD_SCHEMA, and behind it the diagnostics among these names, in an order of their own."""
+    return pa.schema([*SHARD_SCHEMA, *((name, kind) for name, kind in _DIAGNOSTICS.items() if name in names)])
+
+
 class Written(NamedTuple):
     """A file that is durable on disk."""
 
@@ -76,17 +87,19 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
 
     Args:
         path: from `JobPaths.attempt_files`; its folder exists.
-        rows: one mapping a sequence with the keys of SHARD_SCHEMA; a missing key is null. Per-token values may be
-            numpy arrays. A lone surrogate in a text, which no file can hold, becomes U+FFFD; offsets stay true.
+        rows: one mapping a sequence with the keys of SHARD_SCHEMA; a missing key is null. Diagnostics among the keys
+            become columns. Per-token values may be numpy arrays. A lone surrogate in a text, which no file can hold,
+            becomes U+FFFD; offsets stay true.
 
     Raises:
         ResultsError: the folder cannot be written, the disk is full.
     """
     ordered = sorted(rows, key=lambda row: (row["prompt_index"], row["sample_index"]))
+    schema = schema_with({name for row in ordered for name in row})
     with replacing(path) as temporary:
-        with _writer(temporary, SHARD_SCHEMA) as writer:
+        with _writer(temporary, schema) as writer:
             for group in batches(ordered, ROW_GROUP):
-                writer.write_table(_table(group, SHARD_SCHEMA))
+                writer.write_table(_table(group, schema))
         size = temporary.stat().st_size
         digest = sha256_of(temporary)
     return Written(digest, size)
@@ -138,12 +151,15 @@ def read_pieces(paths: Iterable[Path], columns: Sequence[str]) -> Iterator[pa.Ta
         yield pa.concat_tables(waiting)
 
 
-def read_table(paths: Sequence[Path]) -> pa.Table:
-    """All rows of these shard files, in their order, as one Arrow table in memory. Raises ResultsError."""
-    tables = [SHARD_SCHEMA.empty_table()]
+def read_table(paths: Sequence[Path], schema: pa.Schema = SHARD_SCHEMA) -> pa.Table:
+    """All rows of these shard files, in their order, as one Arrow table in memory; a column that a file lacks is null.
+
+    Raises ResultsError.
+    """
+    tables = [schema.empty_table()]
     for path in paths:
         with reading(path):
-            tables.append(pq.read_table(path, schema=SHARD_SCHEMA))
+            tables.append(pq.read_table(path, schema=schema))
     return pa.concat_tables(tables)
 
 
@@ -171,12 +187,12 @@ def pick_rows(path: Path, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
             first = end
 
 
-def concatenate(paths: Iterable[Path], target: Path) -> None:
+def concatenate(paths: Iterable[Path], target: Path, schema: pa.Schema = SHARD_SCHEMA) -> None:
     """One file at `target` with the rows of all these shard files, in their order. Raises ResultsError."""
-    with replacing(target) as temporary, _writer(temporary, SHARD_SCHEMA) as writer:
+    with replacing(target) as temporary, _writer(temporary, schema) as writer:
         waiting: list[pa.Table] = []
         for path in paths:
-            waiting.append(read_table([path]))
+            waiting.append(read_table([path], schema))
             if sum(table.num_rows for table in waiting) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
                 waiting = []
@@ -239,8 +255,11 @@ def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _writer(path: Path, schema: pa.Schema) -> Any:
-    floats = [f"{field.name}.list.element" for field in schema if field.type == _NATS]
-    ids = [f"{field.name}.list.element" for field in schema if field.type == _IDS]
+    def of(kind: pa.DataType) -> list[str]:
+        lists = {kind: "list.element", pa.list_(kind): "list.element.list.element"}
+        return [f"{field.name}.{lists[field.type]}" for field in schema if field.type in lists]
+
+    floats, ids = of(_NATS), of(_IDS)
     texts = [field.name for field in schema if field.type == pa.string()]
     return pq.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=ids + texts, use_byte_stream_split=floats or False
@@ -278,7 +297,14 @@ def _dicts(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _arrays(column: Any) -> list[Any]:
-    """A list column as numpy arrays that share one buffer."""
-    values, ends = as_numpy(column.values), column.offsets.to_pylist()
+    """A list column as numpy arrays that share one buffer: [tokens], or of lists [tokens, k]."""
+    inner = column.values
+    values, ends = _of_tokens(inner) if pa.types.is_list(inner.type) else as_numpy(inner), column.offsets.to_pylist()
     valid = column.is_valid().to_pylist()
     return [values[ends[i] : ends[i + 1]] if valid[i] else None for i in range(len(column))]
+
+
+def _of_tokens(lists: Any) -> np.ndarray[Any, Any]:
+    """Lists of k values each as [lists, k]."""
+    ends = as_numpy(lists.offsets)
+    return as_numpy(lists.values)[ends[0] : ends[-1]].reshape(len(lists), int(ends[1] - ends[0]) if len(lists) else 0)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.diagnostics import columns_of
 from jobs.errors import NotFinished, ResultsError
 from jobs.jsonl import read_jsonl
 from jobs.manifest import build, read_manifest
 from jobs.openai_output import output_lines
-from jobs.parquet import SHARD_SCHEMA, read_rows, read_table
+from jobs.parquet import read_rows, read_table, schema_with
 from jobs.paths import JobPaths
 from jobs.records import Shard
 from jobs.rollouts import rollouts
@@ -140,15 +141,18 @@ class JobResults:
 
     def to_pandas(self, *, partial: bool = False) -> pandas.DataFrame:
         """All sequences as a DataFrame, one row each, in memory. Raises as `rows`."""
-        return read_table([file.path for file in self.files(partial=partial)]).to_pandas()
+        contents = self.contents(partial=partial)
+        schema = schema_with(columns_of(contents.spec))
+        return read_table([file.path for file in self.here(contents.files)], schema).to_pandas()
 
     def dataset(self, *, partial: bool = False) -> datasets.Dataset:
         """All sequences as a `datasets.Dataset`, mapped from its cache on disk. Raises as `rows`."""
         import datasets
 
-        paths = [str(file.path) for file in self.files(partial=partial) if file.sequences]
+        contents = self.contents(partial=partial)
+        paths = [str(file.path) for file in self.here(contents.files) if file.sequences]
         if not paths:
-            return datasets.Dataset(SHARD_SCHEMA.empty_table())
+            return datasets.Dataset(schema_with(columns_of(contents.spec)).empty_table())
         missing = next((path for path in paths if not Path(path).is_file()), None)
         if missing is not None:
             raise ResultsError(f"{missing} is missing: its folder was moved, cleared or copied in part")

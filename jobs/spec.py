@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.diagnostics import Diagnostic, split_names
 from jobs.errors import SpecError
 from jobs.webhook_target import Target
 from rlp_datasets import is_external
@@ -139,6 +140,8 @@ class JobSpec(BaseModel):
     )
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="extra arguments of the chat template")
     measurements: tuple[Measurement, ...] = Field(MEASUREMENTS, description="which per-token quantities to keep")
+    diagnostics: tuple[Diagnostic, ...] = Field((), description="what else to keep of every token; with commas between")
+    top_k_alternatives: int = Field(0, ge=0, le=1000, description="keep so many most probable tokens at every place")
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of every draw; default: a fresh one, recorded")
 
     name: str | None = Field(None, max_length=_MAX_LABEL, description="a name for people")
@@ -187,6 +190,11 @@ class JobSpec(BaseModel):
         if any(not stop for stop in value):
             raise ValueError("an empty stop string would stop every response at once; leave it out")
         return value
+
+    @field_validator("diagnostics", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return split_names(value)
 
     @field_validator("webhook")
     @classmethod

@@ -9,10 +9,12 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, SupportsIndex, TypeAlias, cast
+from typing import Literal, SupportsIndex, TypeAlias, cast, get_args
+
+from sequence_processing.diagnostics import NAMES
 
 BatchSize: TypeAlias = int | Literal["auto"]
-HeadDtype: TypeAlias = Literal["auto", "float32"]
+HeadDtype: TypeAlias = Literal["auto", "float32", "float64"]
 
 
 @dataclass
@@ -33,6 +35,8 @@ class GenerationConfig:
     ignore_eos: bool = False  # decode on through EOS, to max_new_tokens or a stop string
     deterministic: bool = False
     head_dtype: HeadDtype = "auto"  # float32: the head's product is never rounded through a narrower type; slower
+    diagnostics: Sequence[str] = ()  # of each token, beside the four quantities: names of `diagnostics.NAMES`
+    top_k_alternatives: int = 0  # of each token, the most probable ones: `top_ids` and `top_logprobs`
 
     def __post_init__(self) -> None:
         self.validate()
@@ -50,8 +54,20 @@ class GenerationConfig:
         listed = isinstance(strings, Collection) and not isinstance(strings, str)
         if not (listed and all(isinstance(s, str) and s for s in self.stop_strings)):
             raise ValueError(f"stop_strings must be a list of non-empty strings, not {strings!r}; () for none.")
-        if self.head_dtype not in ("auto", "float32"):
-            raise ValueError(f"head_dtype must be 'auto' or 'float32', not {self.head_dtype!r:.80}.")
+        if self.head_dtype not in get_args(HeadDtype):
+            raise ValueError(f"head_dtype must be 'auto', 'float32' or 'float64', not {self.head_dtype!r:.80}.")
+        check_diagnostics(self.diagnostics)
+        check_count("top_k_alternatives", self.top_k_alternatives, least=0)
+
+
+def check_diagnostics(names: object) -> tuple[str, ...]:
+    """`names` as diagnostics, each once; `ValueError` naming the first that is none."""
+    listed = isinstance(names, Iterable) and not isinstance(names, str)
+    given = tuple(cast(Iterable[str], names)) if listed else ()
+    wrong = [name for name in given if name not in NAMES] if listed else [names]
+    if wrong:
+        raise ValueError(f"diagnostics must be a list of {', '.join(NAMES)}; not {wrong[0]!r:.80}.")
+    return tuple(dict.fromkeys(given))
 
 
 def check_batch_size(name: str, value: object) -> BatchSize:

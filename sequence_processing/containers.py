@@ -14,7 +14,10 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One finished sequence. The four arrays are float32 of shape [len(response_ids)], in nats."""
+    """One finished sequence. The four arrays are float32 of shape [len(response_ids)], in nats.
+
+    They, and the diagnostics, are float64 under `head_dtype="float64"`.
+    """
 
     prompt_index: int
     sample_index: int
@@ -28,6 +31,7 @@ class Rollout:
     finish_reason: str  # eos | stop | length | scored
     stop_offset: int | None = None  # characters of `text` before the stop string
     token_ends: list[int] = field(default_factory=list)  # characters of `text` up to the end of each token
+    diagnostics: dict[str, np.ndarray] = field(default_factory=dict)  # by name, see `diagnostics.py`; [n] or [n, k]
 
 
 @dataclass
@@ -35,7 +39,8 @@ class LogprobResults:
     """Measurements of B x G responses, each entry of length gen_lens[b][g].
 
     Without gradient: float32 tensors, numpy arrays and floats. With gradient: `logprobs`, `entropies` and
-    `sequence_logprobs` hold tensors that carry the graph; everything else is detached.
+    `sequence_logprobs` hold tensors that carry the graph; everything else is detached. Under `head_dtype="float64"`
+    tensors and arrays are float64.
     """
 
     logprobs: list[list[torch.Tensor]]  # [B][G] log p(token)
@@ -46,6 +51,8 @@ class LogprobResults:
     old_logprobs: list[list[torch.Tensor]] | None = (
         None  # [B][G] log p(token) in the pass that sampled, if there was one
     )
+    # By name, what `GenerationConfig` asked for (`diagnostics.py`): [B][G] of arrays [n], or [n, k] of alternatives.
+    diagnostics: dict[str, list[list[np.ndarray]]] = field(default_factory=dict)
 
     @classmethod
     def from_rollouts(
@@ -55,13 +62,12 @@ class LogprobResults:
         grid = _grid(rollouts, G)
 
         def tensors(name: str) -> list[list[torch.Tensor]]:
-            return [
-                [torch.tensor(getattr(r, name), dtype=torch.float32, device=device) for r in group] for group in grid
-            ]
+            return [[torch.tensor(_floats(getattr(r, name)), device=device) for r in group] for group in grid]
 
         def arrays(name: str) -> list[list[np.ndarray]]:
-            return [[np.asarray(getattr(r, name), dtype=np.float32) for r in group] for group in grid]
+            return [[_floats(getattr(r, name)) for r in group] for group in grid]
 
+        names = [*dict.fromkeys(name for group in grid for r in group for name in r.diagnostics)]
         logprobs = tensors("logprobs")
         return cls(
             logprobs=logprobs,
@@ -69,6 +75,7 @@ class LogprobResults:
             sequence_logprobs=[[float(np.sum(r.logprobs, dtype=np.float64)) for r in group] for group in grid],
             sampling_logprobs=tensors("sampling_logprobs"),
             sampling_entropies=arrays("sampling_entropies"),
+            diagnostics={name: [[r.diagnostics[name] for r in group] for group in grid] for name in names},
         )
 
 
@@ -87,6 +94,7 @@ class MicroBatch:
     sampling_entropies: list[np.ndarray]  # entropy of q
     old_logprobs: list[torch.Tensor] | None  # log p(token) in the pass that sampled, if there was one
     zero: torch.Tensor  # 0-d and 0, with graph: where a loss begins, so that there is one without responses as well
+    diagnostics: dict[str, list[np.ndarray]] = field(default_factory=dict)  # as in `LogprobResults`, one a response
 
 
 @dataclass
@@ -141,6 +149,12 @@ class BatchedSequences:
             prompt_keys=None if prompt_keys is None else list(prompt_keys),
             seed=seed,
         )
+
+
+def _floats(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """As float32, or as they are if they are float64 in an array."""
+    wide = isinstance(values, np.ndarray) and values.dtype == np.float64
+    return np.asarray(values, dtype=np.float64 if wide else np.float32)
 
 
 def _grid(rollouts: Iterable[Rollout], G: int) -> list[list[Rollout]]:

@@ -60,9 +60,10 @@ def decoder_for(
     """The decoder that serves this model for rows that reach at most `longest` tokens.
 
     `deterministic`: chosen as for the longest rows that the model can have, so that a row's decoder does not depend on
-    the rows beside it. `head_dtype` as in `GenerationConfig`, where the kernels do not serve.
+    the rows beside it. `head_dtype` as in `GenerationConfig`, where the kernels do not serve; they know no float64.
     """
-    if (native := forward_for(model, longest, deterministic=deterministic)) is not None:
+    kernels = head_dtype != "float64"
+    if kernels and (native := forward_for(model, longest, deterministic=deterministic)) is not None:
         return NativeDecoder(native)
     longest = model.context or longest if deterministic else longest
     head = head_for(model, head_dtype)

@@ -4,46 +4,72 @@ p is the model's own distribution: temperature 1, no truncation. q is the distri
 first, then top-p; a token is kept if the mass of strictly more probable tokens is at most top_p (ties stay together),
 and what is kept is renormalised. Temperature 0 is a point mass at the argmax, the lowest id among equals. All
 arithmetic is float64, results are float32, in nats. On the CPU and without gradient a kernel does the same with sums in
-float64 of float32 terms, in one or two passes over the logits.
+float64 of float32 terms, in one or two passes over the logits. Diagnostics that a policy asks for come from the same
+logits (`diagnostics.py`); the draws and the four quantities are the same bit for bit without them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from sequence_processing import noise
+from sequence_processing.diagnostics import Columns, Diagnostics
 from sequence_processing.native.ops import Kernels, kernels
 
 # Rows are worked on in blocks of at most this many logits: 64 MiB for each float64 temporary.
 BLOCK_ELEMENTS = 1 << 23
+# Where a kernel makes the four quantities, only diagnostics need float64 logits: in blocks that a cache holds.
+DIAGNOSED_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How q follows from p. Temperature 0 is greedy."""
+    """How q follows from p, and what of the two is measured beside the four quantities. Temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_p: float = 1.0
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    dtype: torch.dtype = torch.float32  # of what is measured
+
+    @property
+    def is_p(self) -> bool:
+        """Whether q is p."""
+        return self.temperature == 1 and self.top_p == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The four quantities of n tokens: float32 tensors [n], nats."""
+    """The four quantities of n tokens: float32 tensors [n], nats; and what diagnostics were asked for, detached."""
 
     logprobs: torch.Tensor
     entropies: torch.Tensor
     sampling_logprobs: torch.Tensor
     sampling_entropies: torch.Tensor
+    diagnostics: Columns = field(default_factory=dict)
 
     @property
-    def columns(self) -> tuple[torch.Tensor, ...]:
+    def four(self) -> tuple[torch.Tensor, ...]:
         """The four, in the order of the fields."""
         return self.logprobs, self.entropies, self.sampling_logprobs, self.sampling_entropies
 
+    @property
+    def columns(self) -> tuple[torch.Tensor, ...]:
+        """The four, and the diagnostics behind them."""
+        return *self.four, *self.diagnostics.values()
+
+    @classmethod
+    def of(cls, columns: Iterable[torch.Tensor], names: Iterable[str]) -> "Measured":
+        """`columns` again, with the names of their diagnostics."""
+        logprobs, entropies, sampling_logprobs, sampling_entropies, *others = columns
+        named = dict(zip(names, others, strict=True))
+        return cls(logprobs, entropies, sampling_logprobs, sampling_entropies, named)
+
     def split(self, lengths: Sequence[int]) -> "list[Measured]":
         """Of each of several sequences of these lengths, which stand one behind the other."""
-        return [Measured(*row) for row in zip(*(c.split(list(lengths)) for c in self.columns), strict=True)]
+        rows = zip(*(c.split(list(lengths)) for c in self.columns), strict=True)
+        return [Measured.of(row, self.diagnostics) for row in rows]
 
 
 def block_rows(vocab_size: int) -> int:
@@ -91,12 +117,14 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor, policy: Policy) -> Measu
     `logprobs` and `entropies` carry the graph if `logits` do; q is never differentiated.
     """
     if (fast := _kernels_for(logits)) is not None:
-        return _columns(fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, tokens.contiguous(), None))
+        given = tokens.contiguous()
+        quantities = fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, given, None)
+        return _of_kernel(quantities, logits, policy)
     z = exact(logits)
     p = log_p(z)
     with torch.no_grad():
-        q = p if policy == Policy() else log_q(z, policy)
-    return _gather(p, q, tokens.to(z.device), logits.device)
+        q = p if policy.is_p else log_q(z, policy)
+    return _gather(z, p, q, tokens.to(z.device), policy, logits.device)
 
 
 def sample(
@@ -112,26 +140,26 @@ def sample(
         drawn = torch.empty(n, dtype=torch.int64, device="cpu")
         names = (row_keys, positions)
         quantities = fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, drawn, names, measure=measured)
-        return drawn, _columns(quantities)
+        return drawn, _of_kernel(quantities, logits, policy)
     size = block_rows(vocab_size)
     tokens, parts = [], []
     for start in range(0, n, size):
         block = slice(start, start + size)
         z = exact(logits[block])
         p = log_p(z)
-        q = p if policy == Policy() else log_q(z, policy)
+        q = p if policy.is_p else log_q(z, policy)
         if policy.temperature == 0:
             chosen = q.argmax(dim=-1)
         else:
             chosen = (q + noise.gumbel(row_keys[block], positions[block], vocab_size, z.device)).argmax(dim=-1)
         tokens.append(chosen.to(logits.device))
-        parts.append(_gather(p, q, chosen, logits.device))
+        parts.append(_gather(z, p, q, chosen, policy, logits.device))
     return torch.cat(tokens), join(parts)
 
 
 def join(parts: Sequence[Measured]) -> Measured:
     """Measurements of consecutive blocks as one."""
-    return Measured(*map(torch.cat, zip(*(m.columns for m in parts), strict=True)))
+    return Measured.of(map(torch.cat, zip(*(m.columns for m in parts), strict=True)), parts[0].diagnostics)
 
 
 def _kernels_for(logits: torch.Tensor) -> Kernels | None:
@@ -143,16 +171,38 @@ def _rows(logits: torch.Tensor) -> torch.Tensor:
     return logits.detach().float().contiguous()
 
 
-def _columns(quantities: torch.Tensor) -> Measured:
-    return Measured(*quantities.unbind(dim=1))
+def _of_kernel(quantities: torch.Tensor, logits: torch.Tensor, policy: Policy) -> Measured:
+    """The kernel's four quantities [n, 4], and the diagnostics, which it does not know."""
+    columns = policy.diagnostics.empty(len(logits), policy.dtype, logits.device)
+    size = max(1, DIAGNOSED_ELEMENTS // logits.shape[1])
+    for start in range(0, len(logits) if columns else 0, size):
+        some = slice(start, start + size)
+        for name, values in _diagnosed(exact(logits[some]), policy).items():
+            columns[name][some] = values
+    return Measured.of([*quantities.unbind(dim=1), *columns.values()], columns)
 
 
-def _gather(p: torch.Tensor, q: torch.Tensor, tokens: torch.Tensor, device: torch.device) -> Measured:
+def _diagnosed(z: torch.Tensor, policy: Policy, q: torch.Tensor | None = None) -> Columns:
+    """The diagnostics of float64 logits [n, V], whose log q may be known."""
+    make_q = partial(log_q, z, policy)
+    return policy.diagnostics.of(z, policy.temperature, make_q if q is None else lambda: q)
+
+
+def _gather(
+    z: torch.Tensor, p: torch.Tensor, q: torch.Tensor, tokens: torch.Tensor, policy: Policy, device: torch.device
+) -> Measured:
+    """What is measured of logits z, log p and log q [n, V], on `device`."""
     pick = tokens[:, None]
     entropies = entropy(p)
+    diagnosed = _diagnosed(z, policy, q) if policy.diagnostics else {}
     return Measured(
-        p.gather(-1, pick)[:, 0].to(device, torch.float32),
-        entropies.to(device, torch.float32),
-        q.gather(-1, pick)[:, 0].detach().to(device, torch.float32),
-        (entropies if q is p else entropy(q)).detach().to(device, torch.float32),
+        p.gather(-1, pick)[:, 0].to(device, policy.dtype),
+        entropies.to(device, policy.dtype),
+        q.gather(-1, pick)[:, 0].detach().to(device, policy.dtype),
+        (entropies if q is p else entropy(q)).detach().to(device, policy.dtype),
+        {name: values.to(device, _type_of(values, policy)) for name, values in diagnosed.items()},
     )
+
+
+def _type_of(values: torch.Tensor, policy: Policy) -> torch.dtype:
+    return policy.dtype if values.is_floating_point() else values.dtype

@@ -66,6 +66,7 @@ def results_of(measured: Sequence[Measured], sizes: Sequence[int], with_grad: bo
     grid = [[next(flat) for _ in range(size)] for size in sizes]
     logprobs = [[m.logprobs for m in group] for group in grid]
     entropies: Any = [[m.entropies if with_grad else array(m.entropies) for m in group] for group in grid]
+    names = grid[0][0].diagnostics if grid and grid[0] else {}
     sums: Any = [[row.sum() if with_grad else float(row.double().sum()) for row in group] for group in logprobs]
     return LogprobResults(
         logprobs=logprobs,
@@ -73,6 +74,7 @@ def results_of(measured: Sequence[Measured], sizes: Sequence[int], with_grad: bo
         sequence_logprobs=sums,
         sampling_logprobs=[[m.sampling_logprobs for m in group] for group in grid],
         sampling_entropies=[[array(m.sampling_entropies) for m in group] for group in grid],
+        diagnostics={name: [[array(m.diagnostics[name]) for m in group] for group in grid] for name in names},
     )
 
 
@@ -81,6 +83,7 @@ def micro_batch_of(sequences: BatchedSequences, part: tuple[Scored, torch.Tensor
     scored, zero = part
     places = [(b, g) for b, gen_lens in enumerate(sequences.gen_lens) for g in range(len(gen_lens))]
     rows, measured = [places[i] for i, _ in scored], [m for _, m in scored]
+    names = measured[0].diagnostics if measured else {}
     sampled = sequences.sampling_pass
     return MicroBatch(
         rows=rows,
@@ -91,6 +94,7 @@ def micro_batch_of(sequences: BatchedSequences, part: tuple[Scored, torch.Tensor
         sampling_entropies=[array(m.sampling_entropies) for m in measured],
         old_logprobs=None if sampled is None else [sampled.logprobs[b][g] for b, g in rows],
         zero=zero,
+        diagnostics={name: [array(m.diagnostics[name]) for m in measured] for name in names},
     )
 
 

@@ -31,16 +31,18 @@ Project: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 TILE_ELEMENTS = 1 << 23
 TILE_TOKENS = 4096
 
-# Weights of a narrow type are made float32 in slices of this many elements (32 MiB).
+# Weights of a narrower type than the product's are widened in slices of this many elements (32 MiB of float32).
 SLICE_ELEMENTS = 1 << 23
+
+_LEAST = {"float32": torch.float32, "float64": torch.float64}  # type of the product, by `head_dtype`
 
 
 @dataclass(frozen=True)
 class Head:
     """Hidden states [n, H] to logits [n, V]: the model's output embedding and what the model does to its product.
 
-    `dtype` "float32" computes the product of narrower types in float32. "auto" leaves it to the backend: CUDA
-    accumulates and returns float32, a CPU rounds each logit to the type of its operands.
+    `dtype` "float32" and "float64" compute the product of narrower types in that type. "auto" leaves it to the
+    backend: CUDA accumulates and returns float32, a CPU rounds each logit to the type of its operands.
     """
 
     module: nn.Module
@@ -77,11 +79,11 @@ def measure(project: Project, hidden: torch.Tensor, tokens: torch.Tensor, policy
 
     With gradient enabled `logprobs` and `entropies` carry the graph, also of no tokens at all.
     """
-    size = distribution.block_rows(vocab_size)
+    size, names = distribution.block_rows(vocab_size), policy.diagnostics.widths
     if not torch.is_grad_enabled():
-        return Measured(*_in_blocks(project, hidden, tokens, policy, size)[:4])
+        return Measured.of(_in_blocks(project, hidden, tokens, policy, size)[1:], names)
     if isinstance(project, Head) and project.is_linear(hidden):
-        return Measured(*_LinearHead.apply(hidden, *project.parameters(), tokens, policy, project))
+        return Measured.of(_LinearHead.apply(hidden, *project.parameters(), tokens, policy, project), names)
 
     def block(some: torch.Tensor, some_tokens: torch.Tensor) -> Measured:
         return distribution.measure(project(some), some_tokens, policy)
@@ -95,12 +97,13 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
     Operands of a narrower type are multiplied as `Head` says of its `dtype`.
     """
-    if weight.dtype in (torch.float32, torch.float64):
+    least = _LEAST.get(dtype, weight.dtype)
+    if weight.dtype in (torch.float32, torch.float64) and least.itemsize <= weight.dtype.itemsize:
         return nn.functional.linear(hidden, weight, bias)
-    if dtype == "float32":
-        logits, wide = hidden.new_empty(len(hidden), len(weight), dtype=torch.float32), hidden.float()
+    if dtype in _LEAST:
+        logits, wide = hidden.new_empty(len(hidden), len(weight), dtype=least), hidden.to(least)
         for part in _slices(len(weight), max(1, SLICE_ELEMENTS // weight.shape[1])):
-            torch.mm(wide, weight[part].float().T, out=logits[:, part])
+            torch.mm(wide, weight[part].to(least).T, out=logits[:, part])
     else:
         logits = _wide_mm(hidden, weight.T).float()
     return logits if bias is None else logits.add_(bias)
@@ -109,27 +112,26 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 def _in_blocks(
     project: Project, hidden: torch.Tensor, tokens: torch.Tensor, policy: Policy, size: int
 ) -> tuple[torch.Tensor, ...]:
-    """The four columns of `Measured`, `size` tokens at a time, and the log sum exp of each token's logits.
+    """The log sum exp of each token's logits, and the columns of `Measured`, made `size` tokens at a time.
 
     Written into tensors made beforehand: small ones that stay would cut up the room that large ones leave, and each
     block would need more of it (measured: 2.4 GB instead of 0.1 for 75 blocks).
     """
-    logprobs, entropies, sampling_logprobs, sampling_entropies = (
-        tokens.new_empty(len(tokens), dtype=torch.float32) for _ in range(4)
-    )
-    norms = torch.empty_like(logprobs, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    four = [tokens.new_empty(len(tokens), dtype=policy.dtype) for _ in range(4)]
+    columns = [*four, *policy.diagnostics.empty(len(tokens), policy.dtype, tokens.device).values()]
+    norms = torch.empty_like(four[0], dtype=torch.promote_types(hidden.dtype, policy.dtype))
     for some in _slices(len(tokens), size):
         logits = project(hidden[some])
         m = distribution.measure(logits, tokens[some], policy)
-        logprobs[some], entropies[some] = m.logprobs, m.entropies
-        sampling_logprobs[some], sampling_entropies[some] = m.sampling_logprobs, m.sampling_entropies
+        for column, values in zip(columns, m.columns, strict=True):
+            column[some] = values
         norms[some] = logits.gather(-1, tokens[some, None])[:, 0] - m.logprobs
         del logits  # before the next block's
-    return logprobs, entropies, sampling_logprobs, sampling_entropies, norms
+    return norms, *columns
 
 
 class _LinearHead(torch.autograd.Function):
-    """`Measured` of a linear head, as a tuple. The backward recomputes the logits, in tiles of tokens x vocabulary.
+    """The columns of `Measured` of a linear head. The backward recomputes the logits, in tiles of tokens x vocabulary.
 
     For loss gradients g_lp of log p(y) and g_H of the entropy H, with z the logits and p = softmax(z), a logit has the
     gradient dz = g_lp (1[y] - p) - g_H p (log p + H).
@@ -145,7 +147,7 @@ class _LinearHead(torch.autograd.Function):
         policy: Policy,
         head: Head,
     ) -> tuple[torch.Tensor, ...]:
-        *measured, norms = _in_blocks(head, hidden, tokens, policy, distribution.block_rows(len(weight)))
+        norms, *measured = _in_blocks(head, hidden, tokens, policy, distribution.block_rows(len(weight)))
         ctx.save_for_backward(hidden, weight, bias, tokens, norms, *measured[:2])
         ctx.head = head
         ctx.mark_non_differentiable(*measured[2:])
@@ -161,15 +163,14 @@ class _LinearHead(torch.autograd.Function):
     def _backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, tokens, norms, logprobs, entropies = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        d_hidden = _accumulator(hidden) if need_hidden else None
+        wide = torch.promote_types(weight.dtype, _LEAST.get(ctx.head.dtype, weight.dtype))
+        d_hidden = _accumulator(hidden, wide) if need_hidden else None
         d_weight = torch.empty_like(weight) if need_weight else None
         d_bias = torch.empty_like(bias) if need_bias else None
-        wide = ctx.head.dtype == "float32" and weight.dtype.itemsize < 4
         tokens_at_once = min(max(len(hidden), 1), TILE_TOKENS)
         size = min(TILE_ELEMENTS // tokens_at_once, max(1, SLICE_ELEMENTS // weight.shape[1]))
         for part in _slices(len(weight), size):
-            w, b = weight[part], None if bias is None else bias[part]
-            w, b = (w.float(), None if b is None else b.float()) if wide else (w, b)
+            w, b = weight[part].to(wide), None if bias is None else bias[part].to(wide)
             part_weight = _accumulator(w) if need_weight else None
             part_bias = _accumulator(w[:, 0])
             for some in _slices(len(hidden), tokens_at_once):
@@ -230,9 +231,10 @@ def _wide_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a @ b
 
 
-def _accumulator(like: torch.Tensor) -> torch.Tensor:
-    """Zeros in float32 or wider."""
-    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+def _accumulator(like: torch.Tensor, least: torch.dtype = torch.float32) -> torch.Tensor:
+    """Zeros in float32, `least` or wider."""
+    widest = torch.promote_types(torch.promote_types(like.dtype, torch.float32), least)
+    return torch.zeros_like(like, dtype=widest)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
@@ -261,7 +263,7 @@ def find_head(model: CausalModel, dtype: HeadDtype = "auto") -> Head | None:
     for finish in _finishes(model.text_config):
         if product.shape == logits.shape and torch.equal(finish(product).to(logits.dtype), logits):
             head = Head(module, finish, dtype)
-            if dtype == "float32" and not head.is_linear(calls[0][0][0]):
+            if dtype != "auto" and not head.is_linear(calls[0][0][0]):
                 log.warning("The head is no plain linear layer (%s): head_dtype does not apply.", type(module).__name__)
             return head
     return None

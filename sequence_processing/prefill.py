@@ -48,7 +48,7 @@ def head_for(model: CausalModel, dtype: HeadDtype) -> Head | None:
     embedding = model.base.get_output_embeddings()
     weight = getattr(embedding, "weight", None)
     narrow = weight is not None and weight.dtype in (torch.bfloat16, torch.float16)
-    return find_head(model, dtype) if narrow else None
+    return find_head(model, dtype) if narrow or dtype == "float64" else None
 
 
 def next_logits(

@@ -6,15 +6,14 @@ is seen by the second.
 
 import logging
 import random
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 from torch import nn
 
 from sequence_processing import gradients, memory, scoring
+from sequence_processing.arguments import as_list, checked_pairs, prompt_keys_of, seed_of
 from sequence_processing.config import (
     BatchSize,
     GenerationConfig,
@@ -28,6 +27,7 @@ from sequence_processing.distribution import Policy
 from sequence_processing.grid import array, check_fits, micro_batch_of, pairs_of, results_of
 from sequence_processing.model import CausalModel
 from sequence_processing.pairs import Pair, Size, in_order
+from sequence_processing.policy import policy_of
 from sequence_processing.prompts import Prompt, PromptError, encode_prompt, encode_response
 from sequence_processing.rollout import Engine, OnFailed, OnStep
 from sequence_processing.stops import StopStrings, decode
@@ -80,7 +80,7 @@ class SequenceProcessor:
         """
         if (prompts is None) == (dataset_name is None):
             raise ValueError("Give either prompts or dataset_name: one of the two, and not both.")
-        seed = _seed(seed)
+        seed = seed_of(seed)
         if prompts is None:
             assert dataset_name is not None
             prompts = self.sample_prompts(dataset_name, split, num_prompts, seed)
@@ -110,8 +110,8 @@ class SequenceProcessor:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> BatchedSequences:
         """G responses to each prompt. Their measurements stay at hand as `sampling_pass`."""
-        prompts, G, seed = _as_list(prompts), check_count("G", G), _seed(seed)
-        keys = _prompt_keys(len(prompts), prompt_keys)
+        prompts, G, seed = as_list(prompts), check_count("G", G), seed_of(seed)
+        keys = prompt_keys_of(len(prompts), prompt_keys)
         found = list(self._rollouts(prompts, G, gen_batch_size, seed, keys, max_new_tokens, chat_template_kwargs, None))
         device = CausalModel(self.model).device
         sequences = BatchedSequences.from_rollouts(
@@ -132,11 +132,11 @@ class SequenceProcessor:
         """
         model, pairs, batch_size = self._given(sequences, with_grad, tf_batch_size)
         if with_grad:
-            parts = gradients.micro_batches(model, pairs, self._policy(), batch_size, self.config.head_dtype)
+            parts = gradients.micro_batches(model, pairs, self._policy(model), batch_size, self.config.head_dtype)
             measured = in_order(scored for scored, _ in parts)
         else:
             options = (self.config.head_dtype, None, self.config.deterministic)
-            measured = in_order(scoring.score(model, pairs, self._policy(), batch_size, *options))
+            measured = in_order(scoring.score(model, pairs, self._policy(model), batch_size, *options))
         results = results_of(measured, [len(group) for group in sequences.gen_lens], with_grad)
         results.old_logprobs = None if sequences.sampling_pass is None else sequences.sampling_pass.logprobs
         return results
@@ -160,7 +160,7 @@ class SequenceProcessor:
         at the end is the average over the ranks. `ValueError` as of `teacher_force_logprobs`, at once.
         """
         model, pairs, batch_size = self._given(sequences, True, tf_batch_size)
-        parts = gradients.micro_batches(model, pairs, self._policy(), batch_size, self.config.head_dtype)
+        parts = gradients.micro_batches(model, pairs, self._policy(model), batch_size, self.config.head_dtype)
         return map(partial(micro_batch_of, sequences), parts)  # unlike a generator, map keeps no micro-batch alive
 
     def sample_prompts(
@@ -211,9 +211,9 @@ class SequenceProcessor:
         index, error)` and left out, or raises that `MemoryError`. A row that would pass the model's context is cut
         there (finish_reason "length"). With `seed=None` the fresh seed is told to the log.
         """
-        prompts, G = _as_list(prompts), check_count("G", G)
-        keys = _prompt_keys(len(prompts), prompt_keys)
-        seed = _seed(seed)
+        prompts, G = as_list(prompts), check_count("G", G)
+        keys = prompt_keys_of(len(prompts), prompt_keys)
+        seed = seed_of(seed)
         return self._rollouts(prompts, G, None, seed, keys, max_new_tokens, chat_template_kwargs, on_step, on_failed)
 
     def score(
@@ -233,13 +233,13 @@ class SequenceProcessor:
         model = CausalModel(self.model)
         encoded = [
             _naming(f"Pair {i}", self._encode_pair, model, prompt, response)
-            for i, (prompt, response) in enumerate(_checked_pairs(pairs))
+            for i, (prompt, response) in enumerate(checked_pairs(pairs))
         ]
         no_stops = StopStrings(self.tokenizer, ())
         batch_size = self._size_of_scoring(model, encoded, None)
         failed = None if on_failed is None else lambda i, error: on_failed(i, 0, error)
         options = (self.config.head_dtype, failed, self.config.deterministic)
-        for batch in scoring.score(model, encoded, self._policy(), batch_size, *options):
+        for batch in scoring.score(model, encoded, self._policy(model), batch_size, *options):
             if on_step is not None:
                 on_step(sum(len(encoded[i].response_ids) for i, _ in batch), len(batch))
             for i, measured in batch:
@@ -259,6 +259,7 @@ class SequenceProcessor:
                     sampling_entropies=array(measured.sampling_entropies),
                     finish_reason="scored",
                     token_ends=watch.token_ends(len(ids), text),
+                    diagnostics={name: array(values) for name, values in measured.diagnostics.items()},
                 )
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ class SequenceProcessor:
         ]
         engine = Engine(
             model=model,
-            policy=self._policy(),
+            policy=self._policy(model),
             eos_ids=frozenset() if self.config.ignore_eos else model.eos_ids(self.tokenizer),
             stops=StopStrings(self.tokenizer, self.config.stop_strings),
             decode=lambda response: decode(self.tokenizer, response),
@@ -307,9 +308,8 @@ class SequenceProcessor:
         check_fits(model, pairs)
         return model, pairs, self._size_of_scoring(model, pairs, tf_batch_size, with_grad)
 
-    def _policy(self) -> Policy:
-        greedy = not self.config.do_sample or self.config.temperature == 0
-        return Policy(0.0, 1.0) if greedy else Policy(float(self.config.temperature), float(self.config.top_p))
+    def _policy(self, model: CausalModel) -> Policy:
+        return policy_of(self.config, model, self.tokenizer)
 
     def _size(self, name: str, override: BatchSize | None) -> BatchSize:
         return check_batch_size(name, getattr(self.config, name) if override is None else override)
@@ -363,40 +363,3 @@ def _naming(name: str, encode: Callable[..., T], *args: Any) -> T:
         return encode(*args)
     except PromptError as error:
         raise PromptError(f"{name}: {error}") from error
-
-
-def _as_list(prompts: Iterable[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        raise ValueError("prompts must be a list of prompts, not one string; write [prompt].")
-    if not isinstance(prompts, Iterable):
-        raise ValueError(f"prompts must be a list of prompts, not {prompts!r:.80}.")
-    return list(prompts)
-
-
-def _checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    for i, pair in enumerate(pairs):
-        if not (isinstance(pair, list | tuple) and len(pair) == 2):
-            raise ValueError(f"Pair {i} must be (prompt, response), not {pair!r:.80}.")
-        yield pair[0], pair[1]
-
-
-def _prompt_keys(count: int, given: Sequence[int] | None) -> list[int]:
-    """Given keys, or the index, offset by the rank so that ranks with equal seeds draw differently."""
-    if given is None:
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        return [(rank << 32) + i for i in range(count)]
-    if not isinstance(given, Iterable):
-        raise ValueError(f"prompt_keys must be a list of whole numbers, one a prompt, not {given!r:.80}.")
-    keys = [check_whole(f"prompt_keys[{i}]", key) for i, key in enumerate(given)]
-    if len(keys) != count:
-        raise ValueError(f"prompt_keys has {len(keys)} keys for {count} prompts; give one integer a prompt.")
-    return keys
-
-
-def _seed(given: int | None) -> int:
-    """The given seed, or a fresh one that stands in the log."""
-    if given is not None:
-        return check_whole("seed", given)
-    fresh = secrets.randbits(32)
-    log.info("No seed was given; drawing with seed=%d.", fresh)
-    return fresh

@@ -20,6 +20,7 @@ from sequence_processing import distribution
 from sequence_processing.config import HeadDtype
 from sequence_processing.containers import Rollout
 from sequence_processing.decode import decoder_for
+from sequence_processing.diagnostics import flat
 from sequence_processing.distribution import Policy
 from sequence_processing.model import CausalModel, does_not_fit, release
 from sequence_processing.noise import row_key
@@ -47,7 +48,7 @@ class Row:
     key: int  # names its draws
     watch: StopWatch
     response_ids: list[int] = field(default_factory=list)
-    measured: list[list[float]] = field(default_factory=list)  # four values a token
+    measured: list[list[float]] = field(default_factory=list)  # of each token the four values, then its diagnostics
     reported: int = 0  # tokens told to on_step; stays when the row starts again
 
     def restart(self, watch: StopWatch) -> None:
@@ -150,17 +151,17 @@ class Engine:
         keys = [0 if row is None else row.key for row in rows]
         positions = [0 if row is None else len(row.response_ids) for row in rows]
         tokens, m = distribution.sample(logits, keys, positions, self.policy)
-        values = torch.stack(m.columns, dim=1).tolist()
-        for row, token, four in zip(rows, tokens.tolist(), values, strict=True):
+        values = (flat(m.columns) if m.diagnostics else torch.stack(m.four, dim=1)).tolist()
+        for row, token, measured in zip(rows, tokens.tolist(), values, strict=True):
             if row is None:
                 continue
-            if math.isnan(four[0]) or math.isnan(four[1]):
+            if math.isnan(measured[0]) or math.isnan(measured[1]):
                 raise FloatingPointError(
                     f"The model's logits are not finite at token {len(row.response_ids)} of prompt {row.prompt_index}, "
                     f"sample {row.sample_index}; its weights may have diverged, or its type is too narrow."
                 )
             row.response_ids.append(token)
-            row.measured.append(four)
+            row.measured.append(measured)
         return tokens
 
     def end(self, row: Row) -> Rollout | None:
@@ -178,9 +179,10 @@ class Engine:
         return "length" if len(row.response_ids) == row.limit else None
 
     def _finish(self, row: Row, reason: str) -> Rollout:
-        logprobs, entropies, sampling_logprobs, sampling_entropies = (
-            np.asarray(row.measured, dtype=np.float32).reshape(-1, 4).T.copy()
-        )
+        asked = self.policy.diagnostics
+        dtype = np.float64 if self.policy.dtype == torch.float64 else np.float32
+        table = np.asarray(row.measured, dtype=np.float64).reshape(-1, 4 + sum(asked.widths.values()))
+        logprobs, entropies, sampling_logprobs, sampling_entropies = table[:, :4].T.astype(dtype)
         row.measured = []  # a call of many rows would keep them all
         text = self.decode(row.response_ids)
         return Rollout(
@@ -196,6 +198,7 @@ class Engine:
             finish_reason=reason,
             stop_offset=row.watch.offset,
             token_ends=row.watch.token_ends(len(row.response_ids), text),
+            diagnostics=asked.arrays(table[:, 4:], dtype),
         )
 
 

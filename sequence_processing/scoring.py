@@ -40,7 +40,8 @@ def score(
     waiting = longest_first(pairs)
     if not waiting:
         return
-    native = forward_for(model, pairs[waiting[0]].length, deterministic=deterministic)
+    kernels = head_dtype != "float64"
+    native = forward_for(model, pairs[waiting[0]].length, deterministic=deterministic) if kernels else None
     head = find_head(model, head_dtype) if native is None else None
     scorer = _Scorer(model, pairs, policy, native, head)
     size = batch_size = 1 if deterministic and native is None else batch_size

@@ -356,4 +356,5 @@ def _row(spec: JobSpec, prompt: SnapshotRow, rollout: Rollout) -> dict[str, Any]
         "finish_reason": rollout.finish_reason,
         "stop_offset": rollout.stop_offset,
         "token_ends": rollout.token_ends,
+        **{name: values if values.ndim == 1 else list(values) for name, values in rollout.diagnostics.items()},
     }

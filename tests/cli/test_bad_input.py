@@ -68,6 +68,10 @@ _BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         lambda: [*_MODEL, "--prompts", "a", "--measurements", "kl"],
         ["--measurements: ", "entropies"],
     ),
+    "no such diagnostic": (
+        lambda: [*_MODEL, "--prompts", "a", "--diagnostics", "margins,kl"],
+        ["--diagnostics: ", "top1_probs", "'kl'"],
+    ),
     "labels": (lambda: [*_MODEL, "--prompts", "a", "--labels", "x"], ["--labels", "key=value"]),
     "template arguments": (lambda: [*_MODEL, "--prompts", "a", "--chat-template-kwargs", "{x"], ["column 2"]),
     "no prompts": (lambda: [*_MODEL], ["FILE", "--prompts", "--dataset"]),

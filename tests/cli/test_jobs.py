@@ -34,12 +34,14 @@ def test_every_kind_of_flag_reaches_the_spec(seqproc: Run) -> None:
     result = seqproc(
         *(*_SUBMIT, "--json", "--prompts", "a", "--seed", "5", "--top-p", "0.9", "--no-do-sample", "--ignore-eos"),
         *("--stop-strings", "x", "--stop-strings", "y z", "--measurements", "logprobs"),
+        *("--diagnostics", "margins,eos_probs", "--diagnostics", "kept_mass", "--top-k-alternatives", "3"),
         *("--labels", "a=1", "--labels", "b=x=y", "--chat-template-kwargs", '{"think": false}', "--name", "first"),
     )
     spec = the_json(result)["spec"]
     assert (spec["seed"], spec["top_p"], spec["do_sample"], spec["ignore_eos"]) == (5, 0.9, False, True)
     assert spec["stop_strings"] == ["x", "y z"]
     assert spec["measurements"] == ["logprobs"]
+    assert (spec["diagnostics"], spec["top_k_alternatives"]) == (["margins", "eos_probs", "kept_mass"], 3)
     assert spec["labels"] == {"a": "1", "b": "x=y"}
     assert spec["chat_template_kwargs"] == {"think": False}
     assert spec["max_new_tokens"] == 200

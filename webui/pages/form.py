@@ -25,6 +25,7 @@ OF_DATASET = ("dataset", "split", "num_prompts", "prompt_seed")
 _NOT_TYPED = ("prompts", "file", "idempotency_key")  # what holds the prompts, and what makes two posts one job
 MORE = tuple(name for name in JobSpec.model_fields if name not in (*MAIN, *OF_DATASET, *_NOT_TYPED))
 _LINES = {
+    "diagnostics": "one a line as well",
     "labels": "one a line",
     "columns": "one a line",
     "stop_strings": "one a line, or none",

@@ -25,6 +25,7 @@ from jobs.parquet import (
     read_prompt,
     read_rows,
     read_table,
+    schema_with,
     write_rows,
 )
 from jobs.snapshot import SnapshotRow
@@ -79,6 +80,58 @@ def test_no_rows_is_a_file_too(tmp_path: Path) -> None:
     write_rows(tmp_path / "s.parquet", [])
     assert list(read_rows(tmp_path / "s.parquet")) == []
     assert read_table([tmp_path / "s.parquet"]).schema == SHARD_SCHEMA
+
+
+class TestDiagnostics:
+    """Columns that only those files have whose job asked for them."""
+
+    NAMES = ("margins", "top_ids", "top_logprobs")
+
+    def rows(self, *prompts: int) -> list[dict[str, Any]]:
+        rows = rows_of(*prompts)
+        for row in rows:
+            n = len(row["response_ids"])
+            margins = np.linspace(0, 1, n, dtype=np.float32)
+            ids, values = np.arange(2 * n).reshape(n, 2) + 2**24, np.full((n, 2), -np.inf, dtype=np.float32)
+            row |= {"top_ids": list(ids), "top_logprobs": list(values), "margins": margins}
+        return rows
+
+    def test_values_come_back_exactly(self, tmp_path: Path) -> None:
+        rows = self.rows(0, 1, 2)
+        assert [] in [row["top_ids"] for row in rows], "an empty response is among them"
+        write_rows(tmp_path / "s.parquet", rows)
+        for read in (read_rows(tmp_path / "s.parquet", arrays=True), iter(read_prompt(tmp_path / "s.parquet", 1))):
+            for row in read:
+                assert list(row) == [*SHARD_SCHEMA.names, *self.NAMES]
+                (want,) = (r for r in rows if all(r[k] == row[k] for k in ("prompt_index", "sample_index")))
+                assert row["margins"].tobytes() == want["margins"].tobytes()
+                for name, kind in (("top_ids", np.int32), ("top_logprobs", np.float32)):
+                    assert row[name].dtype == kind
+                    assert row[name].tolist() == [values.tolist() for values in want[name]]
+        plain = next(read_rows(tmp_path / "s.parquet"))
+        assert plain["top_ids"] == [values.tolist() for values in rows[0]["top_ids"]]
+
+    def test_beside_files_that_lack_them(self, tmp_path: Path) -> None:
+        write_rows(tmp_path / "old.parquet", rows_of(0))
+        write_rows(tmp_path / "new.parquet", self.rows(1))
+        paths, schema = [tmp_path / "old.parquet", tmp_path / "new.parquet"], schema_with(self.NAMES)
+        assert schema.names == [*SHARD_SCHEMA.names, *self.NAMES]
+        table = read_table(paths, schema)
+        assert [values is None for values in table["top_ids"].to_pylist()] == [True] * 2 + [False] * 2
+        concatenate(paths, tmp_path / "all.parquet", schema)
+        assert pq.read_table(tmp_path / "all.parquet").equals(table)
+        assert [row["margins"] is None for row in read_rows(tmp_path / "all.parquet", arrays=True)] == [
+            *[True] * 2,
+            *[False] * 2,
+        ]
+        assert read_table(paths).schema == SHARD_SCHEMA
+
+    def test_encodings(self, tmp_path: Path) -> None:
+        write_rows(tmp_path / "s.parquet", self.rows(1, 2))
+        group = pq.ParquetFile(tmp_path / "s.parquet").metadata.row_group(0)
+        columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+        for name in ("margins.list.element", "top_logprobs.list.element.list.element"):
+            assert "BYTE_STREAM_SPLIT" in columns[name].encodings
 
 
 def test_concatenate_is_the_rows_in_order(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs.diagnostics import columns_of
 from jobs.errors import SpecError
 from jobs.spec import JobSpec, PromptRow
 
@@ -48,6 +49,10 @@ def test_a_folder_that_holds_no_model_is_refused_before_anything_is_stored(
         ({"gen_batch_size": "many"}, "gen_batch_size: must be a whole number, 1 or more, or auto, not 'many'"),
         ({"tf_batch_size": 0}, "tf_batch_size: must be a whole number, 1 or more, or auto, not 0"),
         ({"head_dtype": "bfloat16"}, "head_dtype: "),
+        ({"diagnostics": ["margins", "kl"]}, "diagnostics.1: input should be 'top1_probs', 'margins', "),
+        ({"diagnostics": 3}, "diagnostics: "),
+        ({"diagnostics": [3]}, "diagnostics.0: "),
+        ({"top_k_alternatives": -1}, "top_k_alternatives: "),
     ],
 )
 def test_a_wrong_field_is_named_in_one_line(fields: dict[str, Any], says: str) -> None:
@@ -75,6 +80,23 @@ def test_batch_sizes_are_numbers_or_auto() -> None:
     assert (spec.gen_batch_size, spec.tf_batch_size) == (64, 8)
     stored = JobSpec.of_stored(JobSpec.parse(MODEL | {"tf_batch_size": "auto"}).stored())
     assert (stored.gen_batch_size, stored.tf_batch_size, stored.head_dtype) == ("auto", "auto", "auto")
+
+
+def test_diagnostics_may_stand_together() -> None:
+    for given in (
+        "margins, eos_probs",
+        ["margins,eos_probs", "margins"],
+        "margins\neos_probs\n",
+        ("margins", "eos_probs"),
+    ):
+        assert JobSpec.parse(MODEL | {"diagnostics": given}).diagnostics == ("margins", "eos_probs")
+    assert JobSpec.parse(MODEL | {"diagnostics": ""}).diagnostics == ()
+    assert columns_of(JobSpec.parse(MODEL | {"top_k_alternatives": 2, "diagnostics": "margins"}).stored()) == [
+        "margins",
+        "top_ids",
+        "top_logprobs",
+    ]
+    assert columns_of({}) == [], "a job from before there were any"
 
 
 def test_texts_chats_and_token_ids_are_told_apart() -> None:

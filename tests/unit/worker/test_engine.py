@@ -14,8 +14,13 @@ import pytest
 import sequence_processing
 from jobs import Client
 from jobs.client import JobHandle
+from jobs.diagnostics import ALTERNATIVES, DIAGNOSTICS
+from jobs.export import export
+from jobs.parquet import SHARD_SCHEMA
+from jobs.results import JobResults
 from jobs.settings import Settings
 from sequence_processing import ModelError
+from sequence_processing.diagnostics import NAMES
 from worker.drain import Drain
 from worker.engine import CoreEngine
 from worker.faults import DeviceLost
@@ -119,6 +124,54 @@ def test_measurements_that_were_not_asked_for_are_null(client: Client, engine: C
     (row, _) = run(client, engine, prompts=["2+3="], measurements=["entropies"]).rows()
     assert row["entropies"] is not None
     assert row["logprobs"] is row["sampling_logprobs"] is row["sampling_entropies"] is None
+
+
+def test_diagnostics_are_columns_of_both_kinds_of_job(client: Client, engine: CoreEngine, tmp_path: Path) -> None:
+    asked = {"diagnostics": DIAGNOSTICS, "top_k_alternatives": 3, "temperature": 0.7, "top_p": 0.9, "shard_size": 1}
+    job = run(client, engine, prompts=[QUESTION, "1 " * 3000, "2+3="], **asked)  # the second shard has no row
+    sampled = list(job.results.rows(arrays=True))
+    assert [list(row)[-9:] for row in sampled] == [[*DIAGNOSTICS, *ALTERNATIVES]] * 4
+    for row in sampled:
+        n = len(row["response_ids"])
+        assert {name: row[name].shape for name in DIAGNOSTICS} == dict.fromkeys(DIAGNOSTICS, (n,))
+        assert row["top_ids"].shape == row["top_logprobs"].shape == (n, 3)
+        np.testing.assert_allclose(np.exp(row["top_logprobs"][:, 0]), row["top1_probs"], rtol=1e-5)
+        np.testing.assert_allclose(row["top_logprobs"][:, 0] - row["top_logprobs"][:, 1], row["margins"], atol=1e-5)
+        place, token = np.nonzero(row["top_ids"] == row["response_ids"][:, None])
+        np.testing.assert_allclose(row["top_logprobs"][place, token], row["logprobs"][place], atol=1e-5)
+        assert len(place) > 0
+    prompts = [
+        {"prompt_token_ids": r["prompt_ids"].tolist(), "response_token_ids": r["response_ids"].tolist()}
+        for r in sampled
+    ]
+    scored = run(client, engine, kind="score", prompts=prompts, **asked)
+    for ours, theirs in zip(scored.results.rows(arrays=True), sampled, strict=True):
+        for name in (*DIAGNOSTICS, "top_logprobs"):
+            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-4)
+    _, results = job.to_batched()
+    np.testing.assert_array_equal(results.diagnostics["top_ids"][0][1], sampled[1]["top_ids"])
+    frame = job.to_pandas()
+    assert [values.tolist() for values in frame["margins"]] == [row["margins"].tolist() for row in sampled]
+    assert frame["top_ids"][0][0].tolist() == sampled[0]["top_ids"][0].tolist()
+    dataset = job.dataset()
+    assert dataset["top_logprobs"][1] == [list(map(float, token)) for token in sampled[1]["top_logprobs"]]
+    for format in ("parquet", "jsonl"):
+        export(job.results, tmp_path / format, format)
+    again = JobResults.from_folder(tmp_path / "parquet").rows()
+    lines = map(json.loads, (tmp_path / "jsonl" / "sequences.jsonl").read_text().splitlines())
+    for row, line, plain in zip(again, lines, job.rows(), strict=True):
+        assert row == plain and line["top_ids"] == plain["top_ids"]
+
+
+def test_a_job_without_diagnostics_has_no_columns_for_them(client: Client, engine: CoreEngine) -> None:
+    job = run(client, engine, prompts=["2+3="])
+    assert all(list(row) == SHARD_SCHEMA.names for row in job.rows())
+    assert list(job.to_pandas().columns) == SHARD_SCHEMA.names
+    assert job.to_batched()[1].diagnostics == {}
+
+
+def test_diagnostics_have_the_names_of_the_cores() -> None:
+    assert DIAGNOSTICS == NAMES
 
 
 @pytest.mark.parametrize(("permanent", "state"), [(True, "failed"), (False, "running")])

@@ -23,6 +23,7 @@ SPECS: list[dict[str, Any]] = [
     {"labels": {"run": "1", "k'": "=v \U0001f600"}, "queue": "gpu", "priority": -3, "ttl": 0.5},
     {"do_sample": False, "ignore_eos": True, "deterministic": True, "gen_batch_size": 4, "dtype": "float32"},
     {"stop_strings": [], "measurements": []},
+    {"diagnostics": ["margins", "eos_probs"], "top_k_alternatives": 3},
     {"stop_strings": ["-x", "a\tb", "#"], "measurements": ["entropies"], "chat_template_kwargs": {"a": [1, None, "'"]}},
     {"dataset": "arithmetic_r1_template", "split": "test", "num_prompts": 4, "prompt_seed": 9},
     {"dataset": "arithmetic_r1_template"},

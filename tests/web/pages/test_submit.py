@@ -75,6 +75,8 @@ def test_what_is_typed_is_what_is_made(browser: Browser, house: House) -> None:
         "stop_strings": "END\r\n###",
         "do_sample": "no",
         "measurements": ["logprobs", "entropies"],
+        "diagnostics": "margins\r\neos_probs, kept_mass",
+        "top_k_alternatives": "3",
         "chat_template_kwargs": '{"a": [1]}',
         "gen_batch_size": "4",
         "ttl": "2",
@@ -93,6 +95,7 @@ def test_what_is_typed_is_what_is_made(browser: Browser, house: House) -> None:
     }
     assert job.spec["stop_strings"] == ["END", "###"]
     assert job.spec["measurements"] == ["logprobs", "entropies"]
+    assert (job.spec["diagnostics"], job.spec["top_k_alternatives"]) == (["margins", "eos_probs", "kept_mass"], 3)
     assert job.spec["chat_template_kwargs"] == {"a": [1]}
 
 
