@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sequence_processing.config import GenerationConfig
     from sequence_processing.containers import BatchedSequences, LogprobResults, MicroBatch, Rollout
     from sequence_processing.loading import ModelError, load_model, model_identity
+    from sequence_processing.override import step_along
     from sequence_processing.processor import SequenceProcessor
     from sequence_processing.prompts import PromptError
     from sequence_processing.stops import StopAfterAnswer
@@ -27,6 +28,7 @@ __all__ = [
     "StopAfterAnswer",
     "load_model",
     "model_identity",
+    "step_along",
 ]
 
 _HOME = {
@@ -41,6 +43,7 @@ _HOME = {
     "SequenceProcessor": "processor",
     "PromptError": "prompts",
     "StopAfterAnswer": "stops",
+    "step_along": "override",
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from sequence_processing import gradients, memory, scoring
@@ -26,6 +27,7 @@ from sequence_processing.containers import BatchedSequences, LogprobResults, Mic
 from sequence_processing.distribution import Policy
 from sequence_processing.grid import array, check_fits, micro_batch_of, pairs_of, results_of
 from sequence_processing.model import CausalModel
+from sequence_processing.override import overridden
 from sequence_processing.pairs import Pair, Size, in_order
 from sequence_processing.policy import policy_of
 from sequence_processing.prompts import Prompt, PromptError, encode_prompt, encode_response
@@ -122,15 +124,21 @@ class SequenceProcessor:
         return sequences
 
     def teacher_force_logprobs(
-        self, sequences: BatchedSequences, with_grad: bool = False, tf_batch_size: BatchSize | None = None
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool = False,
+        tf_batch_size: BatchSize | None = None,
+        *,
+        params_override: Mapping[str, torch.Tensor] | None = None,
     ) -> LogprobResults:
         """The four quantities of the responses in `sequences`, its own or a caller's, under the model as it is now.
 
         Rows may be padded on either side as their attention mask says. `ValueError` naming the row if a mask has
         holes or disagrees with the lengths, or if a token is none of the model's. Without gradient the model runs in
-        eval mode; with gradient in the caller's mode.
+        eval mode; with gradient in the caller's mode. `params_override`: tensors in the place of the parameters of
+        these names, for this call (`override.py`); with gradient the graph leads to them.
         """
-        model, pairs, batch_size = self._given(sequences, with_grad, tf_batch_size)
+        model, pairs, batch_size = self._given(sequences, with_grad, tf_batch_size, params_override)
         if with_grad:
             parts = gradients.micro_batches(model, pairs, self._policy(model), batch_size, self.config.head_dtype)
             measured = in_order(scored for scored, _ in parts)
@@ -299,11 +307,21 @@ class SequenceProcessor:
         return engine.run(rows, size, deterministic=self.config.deterministic, on_step=on_step, on_failed=on_failed)
 
     def _given(
-        self, sequences: BatchedSequences, with_grad: bool, tf_batch_size: BatchSize | None
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool,
+        tf_batch_size: BatchSize | None,
+        override: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[CausalModel, list[Pair], Size]:
         """A caller's sequences, checked: the model as it is now, all rows, and how many of them at once."""
         self.config.validate()
         model = CausalModel(self.model)
+        if override is not None:
+            if with_grad and model.distributed is not None:
+                raise ValueError(
+                    "With gradient, params_override goes past DDP's reduction: give the model inside of it."
+                )
+            model = CausalModel(overridden(self.model, override))
         pairs = [pair for group in pairs_of(sequences, model.vocab_size) for pair in group]
         check_fits(model, pairs)
         return model, pairs, self._size_of_scoring(model, pairs, tf_batch_size, with_grad)
