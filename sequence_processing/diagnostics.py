@@ -13,13 +13,14 @@ softmax(z / T) is p at the sampling temperature; q is what was sampled from: p_T
 | `eos_probs` | p | sum of p(e) over all ids that end a response; 0 if there are none |
 | `logit_means` | z, q | m = sum of q(v) z(v), nats; adding a constant to all logits adds it |
 | `logit_variances` | z, q | sum of q(v) (z(v) - m)^2, nats^2; adding a constant changes nothing |
-| `top_ids` | p | the k most probable ids, falling; among equals any order |
+| `top_ids` | p | the k most probable ids, falling; among equals in any order |
 | `top_logprobs` | p | log p of those, nats |
 
-All are computed in float64, and handed out as the four quantities are: float32, or float64 where the head is.
+All are computed in float64, by the CPU's kernel with sums in float64 of float32 terms. They are handed out as the four
+quantities are: float32, or float64 where the head is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -29,7 +30,6 @@ import torch
 NAMES = ("top1_probs", "margins", "kept_mass", "collision_probs", "eos_probs", "logit_means", "logit_variances")
 """What a `GenerationConfig` may ask for; the alternatives are asked for by their number."""
 
-_OF_P = frozenset({"top1_probs", "eos_probs"})
 _OF_Q = frozenset({"kept_mass", "collision_probs", "logit_means", "logit_variances"})
 
 _LISTS = ("top_ids", "top_logprobs")  # k values a token
@@ -54,14 +54,35 @@ class Diagnostics:
         k = self.alternatives
         return dict.fromkeys(self.names, 1) | (dict.fromkeys(_LISTS, k) if k else {})
 
-    def of(self, z: torch.Tensor, temperature: float, log_q: Callable[[], torch.Tensor]) -> Columns:
-        """Of float64 logits z [n, V]; `log_q` gives log q [n, V], and is only called where q matters."""
-        with torch.no_grad():
-            z = z.detach()
-            found = self._of_p(z)
-            if not _OF_Q.isdisjoint(self.names):
-                found |= self._of_q(z, temperature, log_q().detach())
-            return {name: found[name] for name in self.widths}
+    @property
+    def of_q(self) -> bool:
+        """Whether anything of q is among them."""
+        return not _OF_Q.isdisjoint(self.names)
+
+    @property
+    def leaders(self) -> int:
+        """How many of the largest logits are needed."""
+        return max(self.alternatives, 2 if "margins" in self.names else 0)
+
+    def columns(
+        self, z: torch.Tensor, norms: torch.Tensor, top: torch.Tensor, ids: torch.Tensor, of_q: Columns
+    ) -> Columns:
+        """Of logits z [n, V], the log of the sum of their e^z [n], the `leaders` of them, falling, with their ids.
+
+        `of_q`: the columns of q, as `moments` makes them.
+        """
+        norms, top = norms[:, None], top.double()
+        found = dict(of_q)
+        if "margins" in self.names:
+            second = top[:, 1] if top.shape[1] > 1 else torch.full_like(top[:, 0], -torch.inf)
+            found["margins"] = top[:, 0] - second
+        if "top1_probs" in self.names:
+            found["top1_probs"] = (z.amax(dim=-1, keepdim=True).double() - norms).exp()[:, 0]
+        if "eos_probs" in self.names:
+            eos = torch.tensor(sorted(i for i in self.eos_ids if i < z.shape[-1]), dtype=torch.int64, device=z.device)
+            found["eos_probs"] = (z[:, eos].double() - norms).exp().sum(dim=-1)
+        found["top_ids"], found["top_logprobs"] = ids[:, : self.alternatives], (top - norms)[:, : self.alternatives]
+        return {name: found[name] for name in self.widths}
 
     def empty(self, n: int, dtype: torch.dtype, device: torch.device) -> Columns:
         """Room for n tokens."""
@@ -80,36 +101,22 @@ class Diagnostics:
             for name, a, b in zip(self.widths, cuts[:-1], cuts[1:], strict=True)
         }
 
-    def _of_p(self, z: torch.Tensor) -> Columns:
-        found: Columns = {}
-        most = max(self.alternatives, 2 if "margins" in self.names else 0)
-        if most:
-            top, ids = z.topk(min(most, z.shape[-1]), dim=-1)
-        if "margins" in self.names:
-            found["margins"] = top[:, 0] - top[:, 1] if top.shape[1] > 1 else torch.full_like(top[:, 0], torch.inf)
-        if self.alternatives or not _OF_P.isdisjoint(self.names):
-            norms = z.logsumexp(dim=-1, keepdim=True)
-            eos = torch.tensor(sorted(i for i in self.eos_ids if i < z.shape[-1]), dtype=torch.int64, device=z.device)
-            found["top1_probs"] = (z.amax(dim=-1, keepdim=True) - norms).exp()[:, 0]
-            found["eos_probs"] = (z[:, eos] - norms).exp().sum(dim=-1)
-        if self.alternatives:
-            found["top_ids"], found["top_logprobs"] = ids[:, : self.alternatives], (top - norms)[:, : self.alternatives]
-        return found
 
-    def _of_q(self, z: torch.Tensor, temperature: float, log_q: torch.Tensor) -> Columns:
-        found: Columns = {}
-        if "kept_mass" in self.names:
-            found["kept_mass"] = torch.ones_like(z[:, 0])
-            if temperature > 0:  # of a kept token log q = log p_T - log(kept mass), and the most probable one is kept
-                norms = ((z - z.amax(dim=-1, keepdim=True)) / temperature).logsumexp(dim=-1)
-                found["kept_mass"] = (-norms - log_q.amax(dim=-1)).exp().clamp_(max=1.0)
-        q = log_q.exp()
-        found["collision_probs"] = q.square().sum(dim=-1)
-        if "logit_means" in self.names or "logit_variances" in self.names:
-            z = z.masked_fill(q == 0, 0.0)  # a banned token's is -inf
-            found["logit_means"] = (q * z).sum(dim=-1)
-            found["logit_variances"] = (q * (z - found["logit_means"][:, None]).square()).sum(dim=-1)
-        return found
+def moments(z: torch.Tensor, log_q: torch.Tensor, temperature: float) -> Columns:
+    """The columns of q, for float64 logits and log q [n, V]."""
+    kept = torch.ones_like(z[:, 0])
+    if temperature > 0:  # of a kept token log q = log p_T - log(kept mass), and the most probable one is kept
+        norms = ((z - z.amax(dim=-1, keepdim=True)) / temperature).logsumexp(dim=-1)
+        kept = (-norms - log_q.amax(dim=-1)).exp().clamp_(max=1.0)
+    q = log_q.exp()
+    z = z.masked_fill(q == 0, 0.0)  # a banned token's is -inf
+    means = (q * z).sum(dim=-1)
+    return {
+        "kept_mass": kept,
+        "collision_probs": q.square().sum(dim=-1),
+        "logit_means": means,
+        "logit_variances": (q * (z - means[:, None]).square()).sum(dim=-1),
+    }
 
 
 def flat(columns: Sequence[torch.Tensor]) -> torch.Tensor:

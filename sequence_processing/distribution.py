@@ -10,18 +10,15 @@ logits (`diagnostics.py`); the draws and the four quantities are the same bit fo
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
 from sequence_processing import noise
-from sequence_processing.diagnostics import Columns, Diagnostics
+from sequence_processing.diagnostics import Columns, Diagnostics, moments
 from sequence_processing.native.ops import Kernels, kernels
 
 # Rows are worked on in blocks of at most this many logits: 64 MiB for each float64 temporary.
 BLOCK_ELEMENTS = 1 << 23
-# Where a kernel makes the four quantities, only diagnostics need float64 logits: in blocks that a cache holds.
-DIAGNOSED_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,9 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor, policy: Policy) -> Measu
     """
     if (fast := _kernels_for(logits)) is not None:
         given = tokens.contiguous()
-        quantities = fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, given, None)
-        return _of_kernel(quantities, logits, policy)
+        rows = _rows(logits)
+        quantities = fast.sample_rows(rows, policy.temperature, policy.top_p, given, None)
+        return _of_kernel(fast, rows, quantities, policy)
     z = exact(logits)
     p = log_p(z)
     with torch.no_grad():
@@ -138,9 +136,9 @@ def sample(
     n, vocab_size = logits.shape
     if (fast := _kernels_for(logits)) is not None:
         drawn = torch.empty(n, dtype=torch.int64, device="cpu")
-        names = (row_keys, positions)
-        quantities = fast.sample_rows(_rows(logits), policy.temperature, policy.top_p, drawn, names, measure=measured)
-        return drawn, _of_kernel(quantities, logits, policy)
+        rows, names = _rows(logits), (row_keys, positions)
+        quantities = fast.sample_rows(rows, policy.temperature, policy.top_p, drawn, names, measure=measured)
+        return drawn, _of_kernel(fast, rows, quantities, policy)
     size = block_rows(vocab_size)
     tokens, parts = [], []
     for start in range(0, n, size):
@@ -171,21 +169,31 @@ def _rows(logits: torch.Tensor) -> torch.Tensor:
     return logits.detach().float().contiguous()
 
 
-def _of_kernel(quantities: torch.Tensor, logits: torch.Tensor, policy: Policy) -> Measured:
-    """The kernel's four quantities [n, 4], and the diagnostics, which it does not know."""
-    columns = policy.diagnostics.empty(len(logits), policy.dtype, logits.device)
-    size = max(1, DIAGNOSED_ELEMENTS // logits.shape[1])
-    for start in range(0, len(logits) if columns else 0, size):
-        some = slice(start, start + size)
-        for name, values in _diagnosed(exact(logits[some]), policy).items():
-            columns[name][some] = values
-    return Measured.of([*quantities.unbind(dim=1), *columns.values()], columns)
+def _of_kernel(fast: Kernels, rows: torch.Tensor, quantities: torch.Tensor, policy: Policy) -> Measured:
+    """The four quantities [n, 4] of float32 logits [n, V], and the diagnostics if they are asked for."""
+    asked = policy.diagnostics
+    if not asked:
+        return Measured.of(quantities.unbind(dim=1), ())
+    numbers, top, ids = fast.diagnose_rows(
+        rows, policy.temperature, policy.top_p, of_q=asked.of_q, k=min(asked.leaders, rows.shape[1])
+    )
+    norms, kept, collisions, means, variances = numbers.unbind(dim=1)
+    of_q = {"kept_mass": kept, "collision_probs": collisions, "logit_means": means, "logit_variances": variances}
+    found = asked.columns(rows, norms, top, ids, of_q)
+    columns = [values.to(_type_of(values, policy)) for values in found.values()]
+    return Measured.of([*quantities.unbind(dim=1), *columns], found)
 
 
-def _diagnosed(z: torch.Tensor, policy: Policy, q: torch.Tensor | None = None) -> Columns:
-    """The diagnostics of float64 logits [n, V], whose log q may be known."""
-    make_q = partial(log_q, z, policy)
-    return policy.diagnostics.of(z, policy.temperature, make_q if q is None else lambda: q)
+def _diagnosed(z: torch.Tensor, q: torch.Tensor, policy: Policy) -> Columns:
+    """The diagnostics of float64 logits and log q [n, V]."""
+    asked = policy.diagnostics
+    if not asked:
+        return {}
+    with torch.no_grad():
+        z = z.detach()
+        top, ids = z.topk(min(asked.leaders, z.shape[-1]), dim=-1)
+        of_q = moments(z, q.detach(), policy.temperature) if asked.of_q else {}
+        return asked.columns(z, z.logsumexp(dim=-1), top, ids, of_q)
 
 
 def _gather(
@@ -194,7 +202,7 @@ def _gather(
     """What is measured of logits z, log p and log q [n, V], on `device`."""
     pick = tokens[:, None]
     entropies = entropy(p)
-    diagnosed = _diagnosed(z, policy, q) if policy.diagnostics else {}
+    diagnosed = _diagnosed(z, q, policy)
     return Measured(
         p.gather(-1, pick)[:, 0].to(device, policy.dtype),
         entropies.to(device, policy.dtype),

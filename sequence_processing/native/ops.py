@@ -28,7 +28,9 @@ _SIGNATURES = {
     "attention": [_POINTER] * 3 + [_LONG] * 5 + [_POINTER, _LONG] + [_POINTER] * 3 + [_LONG] * 3
     + [_FLOAT, _POINTER] + [_INT] * 2,
     "sample_rows": [_POINTER] + [_LONG] * 2 + [_DOUBLE] * 2 + [_POINTER] * 2 + [_INT] * 2 + [_POINTER] * 2 + [_INT],
+    "diagnose_rows": [_POINTER] + [_LONG] * 2 + [_DOUBLE] * 2 + [_INT, _LONG] + [_POINTER] * 3 + [_INT],
 }  # fmt: skip
+_MAY_FAIL = ("sample_rows", "diagnose_rows")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Kernels:
     def __init__(self, compiled: ctypes.CDLL) -> None:
         for name, types in _SIGNATURES.items():
             function = getattr(compiled, name)
-            function.argtypes, function.restype = types, ctypes.c_int if name == "sample_rows" else None
+            function.argtypes, function.restype = types, ctypes.c_int if name in _MAY_FAIL else None
         self._compiled = compiled
 
     def linear(
@@ -170,6 +172,25 @@ class Kernels:
         if failed:
             raise MemoryError("The host has no memory left for sampling.")
         return quantities
+
+    def diagnose_rows(
+        self, logits: torch.Tensor, temperature: float, top_p: float, *, of_q: bool, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of logits float32 [n, V], contiguous: numbers float64 [n, 5], the k largest [n, k], falling, and their ids.
+
+        The numbers: log of the sum of e^z; and if `of_q` kept mass, collision probability, mean and variance of the
+        logits under q, else nothing that means anything. Among equal logits the lowest ids come first.
+        """
+        rows, size = logits.shape
+        numbers = logits.new_empty(rows, 5, dtype=torch.float64)
+        values, ids = logits.new_empty(rows, k), logits.new_empty(rows, k, dtype=torch.int64)
+        failed = self._compiled.diagnose_rows(
+            logits.data_ptr(), rows, size, temperature, top_p, of_q, k, numbers.data_ptr(), values.data_ptr(),
+            ids.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("The host has no memory left for diagnostics.")
+        return numbers, values, ids
 
 
 def attention_work(table_width: int, width: int) -> int:

@@ -1,6 +1,6 @@
-// The four quantities of a token, and its draw, in two passes over a row of logits, or four with top-p.
+// The four quantities of a token, and its draw, in two passes over a row of logits, or four with top-p; and diagnostics.
 //
-// The definitions are distribution.py's and noise.py's; sums are float64 over blocks of float32.
+// The definitions are distribution.py's, noise.py's and diagnostics.py's; sums are float64 over blocks of float32.
 #include <cfloat>
 #include <functional>
 #include <new>
@@ -195,6 +195,7 @@ struct Task {
 
 struct Outcome {
     Sums p, q;
+    double whole = 0;  // mass of q's tokens and of those that it leaves out, in units of the top's
     float cut = -INFINITY;
     long drawn = -1;
 };
@@ -225,6 +226,7 @@ static Outcome go_over(const Row& row, const Task& task, uint64_t stream) {
         out.q.close_block();
     }
     if (policy.plain()) out.q = out.p;
+    out.whole = out.q.mass();
     if (truncates) {
         histogram.close();
         out.cut = cut_of(row, histogram, out.q.mass(), policy);
@@ -270,6 +272,72 @@ static void measure_row(Row& row, const Task& task, uint64_t stream, int64_t* to
     }
 }
 
+// --- diagnostics ------------------------------------------------------------------------------------------------------
+
+// The k largest logits, falling; of equals the lowest ids, ascending.
+struct Leaders {
+    long k;
+    float* values;
+    int64_t* ids;
+    long held = 0;
+
+    void enter(long id, float z) {
+        if (held == k && !(z > values[k - 1])) return;
+        long at = held < k ? held++ : k - 1;
+        for (; at > 0 && z > values[at - 1]; at--) {
+            values[at] = values[at - 1];
+            ids[at] = ids[at - 1];
+        }
+        values[at] = z;
+        ids[at] = id;
+    }
+    void enter_all(const Row& row) {
+        for (long i = 0; i < row.size; i += 16) {
+            if (held == k && !any(row.at(i) > splat(values[k - 1]))) continue;
+            for (long j = i; j < std::min(row.size, i + 16); j++) enter(j, row.z[j]);
+        }
+    }
+};
+
+// Sum of f(e, x) over q's tokens, e their masses in units of the top's and x <= 0 their logits less the top's.
+template <class F> static double sum_over(const Row& row, float cut, float inverse, F f) {
+    double total = 0;
+    for (long block = 0; block < row.size; block += BLOCK) {
+        v16 lanes{};
+        for (long i = block; i < std::min(row.size, block + BLOCK); i += 16) {
+            v16 z = row.at(i), e = z >= cut ? exp_negative(row.distance(i, inverse)) : v16{};
+            lanes += f(e, larger(z - row.top, splat(-1e15f)));  // a banned token's mass is 0, and 0 * inf were none
+        }
+        total += sum(lanes);
+    }
+    return total;
+}
+
+// log of the sum of e**z; kept mass, collision probability, mean and variance of the logits, only if `of_q`.
+static void diagnose_row(Row& row, const Policy& policy, bool of_q, double* five) {
+    row.find_top();
+    if (std::isnan(row.top)) {
+        std::fill(five, five + 5, NAN);
+        return;
+    }
+    Outcome out = go_over(row, Task{of_q ? policy : Policy{1, 1}, false, true}, 0);
+    five[0] = double(row.top) + out.p.log_mass();
+    if (!of_q) return;
+    if (policy.greedy()) {
+        double all_on_the_top[] = {1, 1, double(row.top), 0};
+        std::copy(all_on_the_top, all_on_the_top + 4, five + 1);
+        return;
+    }
+    double mass = out.q.mass();
+    float inverse = policy.inverse_temperature();
+    double mean = sum_over(row, out.cut, inverse, [](v16 e, v16 x) { return e * x; }) / mass;
+    float center = float(mean);
+    five[1] = std::min(1.0, mass / out.whole);
+    five[2] = sum_over(row, out.cut, inverse, [](v16 e, v16) { return e * e; }) / (mass * mass);
+    five[3] = double(row.top) + mean;
+    five[4] = sum_over(row, out.cut, inverse, [=](v16 e, v16 x) { return e * (x - center) * (x - center); }) / mass;
+}
+
 }  // namespace
 
 // logits float32 [rows, size]; tokens [rows] are drawn by (row key, position) if `draw`, else given; quantities [rows, 4]:
@@ -287,6 +355,26 @@ extern "C" int sample_rows(
         uint64_t stream = draw ? stream_of(uint64_t(keys[m]), uint64_t(positions[m])) : 0;
         try {
             measure_row(row, task, stream, tokens + m, quantities + 4 * m);
+        } catch (const std::bad_alloc&) {
+            failed = 1;
+        }
+    }
+    return failed;
+}
+
+// numbers [rows, 5] as `diagnose_row` has them, those of q if `of_q`; the k largest logits [rows, k] and their ids.
+// Returns 1 if memory ran out, and else 0.
+extern "C" int diagnose_rows(
+    const float* logits, long rows, long size, double temperature, double top_p, int of_q, long k, double* numbers,
+    float* top_values, int64_t* top_ids, int threads
+) {
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
+    for (long m = 0; m < rows; m++) {
+        Row row{logits + m * size, size};
+        try {
+            diagnose_row(row, Policy{temperature, top_p}, of_q != 0, numbers + 5 * m);
+            if (k > 0) Leaders{k, top_values + k * m, top_ids + k * m}.enter_all(row);
         } catch (const std::bad_alloc&) {
             failed = 1;
         }

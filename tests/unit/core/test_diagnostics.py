@@ -98,6 +98,38 @@ class TestByHand:
         assert got["logit_variances"] == pytest.approx(2 * q - (2 * q) ** 2, abs=1e-6)
         assert diagnosed([0.0, *[-math.inf] * 4], Policy(1.0, 1.0, ALL), dtype)["margins"] == math.inf
 
+    def test_rows_of_every_length_and_shape_alike(self, dtype):
+        """Lengths around the kernel's sixteens and blocks, ties, and tokens far below the top."""
+        for n in (1, 2, 15, 16, 17, 1023, 1025, 3000):
+            rows = np.random.default_rng(n).normal(size=(3, n)).astype(np.float32) * 5
+            rows[1] = rows[1].round()
+            rows[2, 1:] -= 150
+            for temperature, top_p in ((1.0, 1.0), (0.7, 0.9), (3.0, 0.99), (1.0, 0.5), (0.0, 1.0)):
+                k = min(5, n)
+                policy = Policy(temperature, top_p, Diagnostics(NAMES, k, frozenset({0, n - 1, n})))
+                got = measure(torch.tensor(rows).to(dtype), torch.zeros(3, dtype=torch.int64), policy).diagnostics
+                for i, row in enumerate(rows.astype(np.float64)):
+                    p, q = naive_q(row, 1.0, 1.0), naive_q(row, temperature, top_p)
+                    mean = (q * row).sum()
+                    falling = np.sort(row)[::-1]
+                    want = {
+                        "top1_probs": p.max(),
+                        "margins": falling[0] - falling[1] if n > 1 else math.inf,
+                        "kept_mass": naive_q(row, temperature, 1.0)[q > 0].sum(),
+                        "collision_probs": (q**2).sum(),
+                        "eos_probs": p[[*{0, n - 1}]].sum(),
+                        "logit_means": mean,
+                        "logit_variances": (q * (row - mean) ** 2).sum(),
+                    }
+                    for name, value in want.items():
+                        assert float(got[name][i]) == pytest.approx(value, rel=2e-5, abs=2e-5), (name, n, temperature)
+                    ids = got["top_ids"][i].numpy()
+                    np.testing.assert_array_equal(row[ids], falling[:k])
+                    assert len(set(ids)) == k
+                    with np.errstate(divide="ignore"):
+                        log = row - np.logaddexp.reduce(row)
+                    np.testing.assert_allclose(got["top_logprobs"][i].numpy(), log[ids], atol=2e-5, rtol=1e-6)
+
     def test_small_differences_of_large_logits(self, dtype):
         """The variance is summed around the mean: nothing of it is lost beside 1024^2."""
         row = [1024.0, 1024.0 + 2**-10, 1024.0, 1024.0 + 2**-10]
@@ -125,7 +157,6 @@ class TestAsked:
         policy = Policy(0.7, 0.9, ALL)
         whole = sample(logits, [1] * 11, range(11), policy)[1]
         monkeypatch.setattr("sequence_processing.distribution.BLOCK_ELEMENTS", 160)
-        monkeypatch.setattr("sequence_processing.distribution.DIAGNOSED_ELEMENTS", 120)
         parts = sample(logits, [1] * 11, range(11), policy)[1]
         for name, values in whole.diagnostics.items():
             assert torch.equal(values, parts.diagnostics[name]), name
