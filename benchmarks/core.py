@@ -121,11 +121,15 @@ def way_against_default(way: str) -> Callable[[Session, str], Figure]:
     return of
 
 
-def default_against_unmeasured(session: Session, model: str) -> Figure:
-    """Seconds of the default, against the same sampler without the four quantities, in turns."""
-    timings = session.generate(model, "default", "unmeasured")["ways"]
-    seconds, without = timings["default"]["seconds"], timings["unmeasured"]["seconds"]
-    return Figure(seconds / without, f"{seconds:.2f} s against {without:.2f} s")
+def way_against(way: str, other: str) -> Callable[[Session, str], Figure]:
+    """Seconds of a way to generate, against those of another, in turns."""
+
+    def of(session: Session, model: str) -> Figure:
+        timings = session.generate(model, other, way)["ways"]
+        seconds, without = timings[way]["seconds"], timings[other]["seconds"]
+        return Figure(seconds / without, f"{seconds:.2f} s against {without:.2f} s")
+
+    return of
 
 
 def teacher_forcing(session: Session, model: str) -> Figure:
@@ -169,7 +173,31 @@ ROWS: dict[str, Row] = {
     ),
     "head-frozen": Row("with_grad: frozen head ÷ full logits, memory", 1 / 6, False, "x", head(False), 1 / 12, "halfb"),
     "measuring": Row(
-        "measurements on ÷ off, same sampler, seconds", 1.15, False, "x", default_against_unmeasured, 1.05, "halfb"
+        "measurements on ÷ off, same sampler, seconds",
+        1.15,
+        False,
+        "x",
+        way_against("default", "unmeasured"),
+        1.05,
+        "halfb",
+    ),
+    "diagnostics": Row(
+        "every diagnostic and 5 alternatives on ÷ off, seconds",
+        1.25,
+        False,
+        "x",
+        way_against("diagnosed", "default"),
+        1.1,
+        "halfb",
+    ),
+    "diagnostics-nucleus": Row(
+        "the same at temperature 0.8, top_p 0.95, seconds",
+        1.25,
+        False,
+        "x",
+        way_against("diagnosed nucleus", "nucleus"),
+        1.15,
+        "halfb",
     ),
     "deterministic": Row(
         "deterministic ÷ default, seconds", 1.5, False, "x", way_against_default("deterministic"), 1.15, "halfb"

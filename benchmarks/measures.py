@@ -24,6 +24,7 @@ from benchmarks.workload import LONGEST, Workload, w1
 from benchmarks.wrong import Wrong
 from rlp_datasets import DATASET_REGISTRY
 from sequence_processing import BatchedSequences, GenerationConfig, SequenceProcessor, distribution, load_model
+from sequence_processing.diagnostics import NAMES
 
 GEN_ROWS = 128  # all of W1 at once
 HEAD_TOKENS = 4096
@@ -38,6 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "nucleus": {"temperature": 0.8, "top_p": 0.95},
     "deterministic": {"deterministic": True},
     "unmeasured": {},
+    "diagnosed": {"diagnostics": NAMES, "top_k_alternatives": 5},
+    "diagnosed nucleus": {"temperature": 0.8, "top_p": 0.95, "diagnostics": NAMES, "top_k_alternatives": 5},
 }
 
 
