@@ -141,7 +141,7 @@ class JobSpec(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="extra arguments of the chat template")
     measurements: tuple[Measurement, ...] = Field(MEASUREMENTS, description="which per-token quantities to keep")
     diagnostics: tuple[Diagnostic, ...] = Field((), description="what else to keep of every token; with commas between")
-    top_k_alternatives: int = Field(0, ge=0, le=1000, description="keep so many most probable tokens at every place")
+    top_k_alternatives: int = Field(0, ge=0, le=100, description="keep so many most probable tokens at every place")
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of every draw; default: a fresh one, recorded")
 
     name: str | None = Field(None, max_length=_MAX_LABEL, description="a name for people")

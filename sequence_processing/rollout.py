@@ -48,7 +48,7 @@ class Row:
     key: int  # names its draws
     watch: StopWatch
     response_ids: list[int] = field(default_factory=list)
-    measured: list[list[float]] = field(default_factory=list)  # of each token the four values, then its diagnostics
+    measured: list[Sequence[float]] = field(default_factory=list)  # of each token the four, then its diagnostics
     reported: int = 0  # tokens told to on_step; stays when the row starts again
 
     def restart(self, watch: StopWatch) -> None:
@@ -151,7 +151,8 @@ class Engine:
         keys = [0 if row is None else row.key for row in rows]
         positions = [0 if row is None else len(row.response_ids) for row in rows]
         tokens, m = distribution.sample(logits, keys, positions, self.policy)
-        values = (flat(m.columns) if m.diagnostics else torch.stack(m.four, dim=1)).tolist()
+        # Lists for four numbers, which NumPy would be slow to hand out; an array where there may be hundreds.
+        values = flat(m.columns).cpu().numpy() if m.diagnostics else torch.stack(m.four, dim=1).tolist()
         for row, token, measured in zip(rows, tokens.tolist(), values, strict=True):
             if row is None:
                 continue

@@ -160,10 +160,16 @@ def _cut(rows: Iterable[tuple[Any, Row]], limit: int, scanned: int | None = None
     tokens = 0
     for place, row in rows:
         found.append(row)
-        tokens += len(row["response_ids"])
+        tokens += _weight(row)
         if len(found) == limit or tokens >= _PAGE_TOKENS:
             return RowsPage(items=found, next=paging.cursor(place), scanned=scanned)
     return RowsPage(items=found, next=None, scanned=scanned)
+
+
+def _weight(row: Row) -> int:
+    """Tokens of the row, one of them counting more by each of its alternatives."""
+    alternatives = row.get("top_ids") or [[]]
+    return len(row["response_ids"]) * (1 + len(alternatives[0]))
 
 
 def _errors_from(site: Site, job: Job, start: Part) -> Iterator[tuple[Part, PromptError]]:

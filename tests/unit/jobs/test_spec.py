@@ -53,6 +53,7 @@ def test_a_folder_that_holds_no_model_is_refused_before_anything_is_stored(
         ({"diagnostics": 3}, "diagnostics: "),
         ({"diagnostics": [3]}, "diagnostics.0: "),
         ({"top_k_alternatives": -1}, "top_k_alternatives: "),
+        ({"top_k_alternatives": 101}, "top_k_alternatives: "),
     ],
 )
 def test_a_wrong_field_is_named_in_one_line(fields: dict[str, Any], says: str) -> None:

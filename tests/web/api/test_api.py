@@ -17,8 +17,11 @@ from jobs.errors import StoreError
 from jobs.files import sha256_of
 from jobs.jsonl import line
 from jobs.records import Job
+from jobs.shard_files import write_attempt
+from jobs.snapshot import SnapshotRow
 from jobs.states import JobState
 from tests.house import House
+from tests.rows import made_row
 from tests.unit.jobs.test_results import ERRORS, expected_rows
 from webui import caller
 from webui.app import create_app
@@ -208,6 +211,25 @@ class TestRows:
             found = pages(api, f"jobs/{job.id}/rows", limit=100, **query)
             assert len(found) > 3
             assert sorted(row["custom_id"] for page in found for row in page) == everything
+
+    def test_diagnostics(self, api: TestClient, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Their infinities are null as well, and a page is shorter by what they hold."""
+        job = house.submit(prompts=["a", "b"], diagnostics=["margins"], top_k_alternatives=2).job
+        claim = house.claim()
+        assert claim is not None
+        rows = [
+            made_row(SnapshotRow(p, f"c{p}", prompt="x"), g)
+            | {"response_ids": [5], "top_ids": [[5, 6]], "top_logprobs": [[0.0, -np.inf]], "margins": [np.inf]}
+            for p in range(2)
+            for g in range(2)
+        ]
+        assert house.store.commit(claim, write_attempt(house.paths(job), claim.shard, rows, [], {}))
+        (page,) = pages(api, f"jobs/{job.id}/rows")
+        assert [(row["top_ids"], row["top_logprobs"], row["margins"]) for row in page] == [
+            ([[5, 6]], [[0.0, None]], [None])
+        ] * 4
+        monkeypatch.setattr("webui.api.results._PAGE_TOKENS", 6)
+        assert [len(page) for page in pages(api, f"jobs/{job.id}/rows")] == [2, 2, 0]
 
     @pytest.mark.parametrize("order", ["asc", "desc"])
     @pytest.mark.parametrize("sort", SORTS)
