@@ -27,6 +27,7 @@ MORE = tuple(name for name in JobSpec.model_fields if name not in (*MAIN, *OF_DA
 _LINES = {
     "labels": "one a line",
     "columns": "one a line",
+    "rewards": "one a line",
     "stop_strings": "one a line, or none",
     "chat_template_kwargs": "a JSON object",
 }
@@ -75,7 +76,7 @@ class Values:
         for name, text in self.texts.items():
             if name in _NOT_TYPED or name == "measurements":
                 continue
-            given = _lines(text) if name in ("labels", "columns", "stop_strings") else text.strip()
+            given = _lines(text) if name in ("labels", "columns", "rewards", "stop_strings") else text.strip()
             if name == "stop_strings":
                 fields[name] = given
             elif given:
