@@ -13,8 +13,13 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from math_verify import parse, verify
+from sympy import Basic, MatrixBase
+
 from jobs.gold import is_same, the_answer
 from jobs.rewards.registry import reward
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: it has ours
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'.-]+[^\W\d_]+)*\.?")
 _FUNCTIONS = {"pi", "inf", "infty", "infinity", "oo"}  # words that are mathematics
@@ -23,7 +28,7 @@ _QUANTITY = re.compile(r"[$€£¥]?\s*[+-]?\d[\d.,/ ]*(?:%|(?:\s*(?!pi\b)[^\W\d
 _ENVIRONMENTS = ("$", "\\(", "\\[", "\\boxed")
 
 
-@reward("math_answer", columns=("response", "answer"))
+@reward("math_answer", columns=("response", "answer"), seconds=5)
 def math_answer(row: dict[str, Any]) -> float | None:
     """1.0 if the response gives the gold answer, 0.0 if not or if it has no or several blocks, None without gold."""
     gold = row["answer"]
@@ -36,13 +41,9 @@ def math_answer(row: dict[str, Any]) -> float | None:
         return 1.0
     if not given.strip() or _is_words(gold):
         return 0.0
-    from sympy import Basic, MatrixBase
-
     expected = _parsed(gold)
     if not any(isinstance(item, Basic | MatrixBase) for item in expected):
         return None
-    from math_verify import verify
-
     return float(verify(list(expected), list(_parsed(given)), timeout_seconds=None, raise_on_error=True))
 
 
@@ -54,9 +55,6 @@ def _is_words(text: str) -> bool:
 @lru_cache(maxsize=1024)  # a gold answer stands in each of a prompt's rows
 def _parsed(text: str) -> tuple[Any, ...]:
     """What math-verify reads in the text; bare text is a LaTeX expression, unless it is a number with a unit."""
-    from math_verify import parse
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: we have one
     text = text.strip()
     bare = _QUANTITY.fullmatch(text) or any(sign in text for sign in _ENVIRONMENTS)
     return tuple(parse(text if bare else f"${text}$", parsing_timeout=None, raise_on_error=True))

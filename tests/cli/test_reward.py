@@ -58,3 +58,16 @@ def test_asked_wrongly(seqproc: Run, answered: str, submitted: str) -> None:
     early = seqproc("reward", submitted, "--reward", "tag_format")
     assert early.exit_code == 1 and "--partial" in early.stderr
     assert seqproc("reward", submitted, "--reward", "tag_format", "--partial", "-q").exit_code == 0
+
+
+def test_a_report_by_it(seqproc: Run, answered: str) -> None:
+    plain = the_json(seqproc("report", answered, "--json"))
+    assert (plain["reward"], plain["judged"], plain["accuracy"][0]) == (None, 3, 0.0), "1/2 is not the text 0.5"
+    missing = seqproc("report", answered, "--reward", "math_answer")
+    assert missing.exit_code == 2 and f"judge it: seqproc reward {answered} --reward math_answer" in missing.stderr
+    seqproc("reward", answered, "--reward", "math_answer")
+    made = the_json(seqproc("report", answered, "--json"))
+    assert (made["reward"], made["judged"], made["unjudged"]) == ("math_answer", 3, 1)
+    assert made["accuracy"][0] == pytest.approx((1 / 2 + 0 / 1) / 2), "each prompt counts the same"
+    header, told = seqproc("report", answered).stdout.splitlines()
+    assert "UNJUDGED" in header and "25.0 %" in told and "REWARD" not in header and "math_answer" in told

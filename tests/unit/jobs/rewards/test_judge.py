@@ -103,6 +103,20 @@ def test_whatever_becomes_of_its_process(file: Path) -> None:
     }
 
 
+def test_an_answer_that_keeps_mathematics_busy_for_ever(tmp_path: Path) -> None:
+    """A tower of powers that math-verify would work out: not judged, and those behind it are."""
+    answers = ["4", "9^{9^{9^{9}}}", r"\frac{8}{2}", "5"]
+    rows = [
+        {"prompt_index": i, "sample_index": 0, "response": f"<answer>{answer}</answer>", "answer": "4"}
+        for i, answer in enumerate(answers)
+    ]
+    write_rows(tmp_path / "towers.parquet", rows)
+    with Judges("math_answer") as judges:
+        judged = judges.judge(tmp_path / "towers.parquet", len(rows))
+    assert judged.values == [1.0, None, 1.0, 0.0]
+    assert judged.reasons == {"its process took longer than 5 s for it": 1}
+
+
 def test_memory_is_limited_also_bit_by_bit(file: Path) -> None:
     @reward("hungry", seconds=60)
     def hungry(row: dict[str, Any]) -> float:
