@@ -292,10 +292,11 @@ class JobSpec(BaseModel):
         return self.model_dump(mode="json", exclude={"prompts"})
 
     def digest(self) -> str:
-        """sha256 of what decides the sequences and where they go: everything but the way the prompts came in."""
-        data = self.model_dump(mode="json", exclude=_NOT_OF_THE_SEQUENCES)
-        if not self.rewards:
-            del data["rewards"]  # as before there were any, so that older keys still mean their jobs
+        """sha256 of what decides the sequences and where they go: everything but the way the prompts came in.
+
+        Of what is not by default: so a field that a later version brings changes no digest of a spec without it.
+        """
+        data = self.model_dump(mode="json", exclude=_NOT_OF_THE_SEQUENCES, exclude_defaults=True)
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
