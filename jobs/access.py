@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 from jobs.presence import WorkerStatus
 from jobs.progress import Running
 from jobs.records import Attempt, Job, Shard, Webhook
-from jobs.results import JobResults
+from jobs.results import JobResults, ResultFile
 from jobs.spec import JobSpec
 from jobs.submit import Plan, Submitted
 
@@ -77,6 +77,10 @@ class Access(Protocol):
     def attempts(self, job_id: str) -> list[Attempt]: ...
 
     def webhooks(self, job_id: str) -> list[Webhook]: ...
+
+    def put_reward(self, job_id: str, file: ResultFile, name: str, values: list[float | None]) -> None:
+        """Store a reward of one shard's sequences. Raises WrongState if the shard's file is not this one."""
+        ...
 
     def results(self, job_id: str) -> JobResults: ...
 

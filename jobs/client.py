@@ -21,7 +21,7 @@ from jobs.presence import WorkerStatus
 from jobs.progress import Progress, Rate
 from jobs.reaper import Reaper
 from jobs.records import Attempt, Job, Shard, Webhook
-from jobs.results import JobResults
+from jobs.results import JobResults, ResultFile
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobState
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from jobs.rewards.afterwards import Rewarded
+    from jobs.rewards.registry import Function, Reward
     from sequence_processing.containers import BatchedSequences, LogprobResults
 
 _LOOK_EVERY = 0.25  # seconds between looks of a waiting client
@@ -189,6 +191,38 @@ class JobHandle:
         `logprobs` are of the sampling distribution, as its GRPOTrainer takes them; other keys go to reward functions.
         """
         return self.results.to_trl(prompts=prompts, partial=partial)
+
+    def reward(
+        self,
+        reward: str | Function | Reward,
+        *,
+        name: str | None = None,
+        again: bool | None = None,
+        partial: bool = False,
+        on_shard: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Rewarded:
+        """Judge every sequence by a reward, an installed one by its name or a function of one's own, without making
+        any again; readers then show a column `reward_NAME`. See `jobs.rewards`.
+
+        Args:
+            name: of the column; by default the reward's, or the function's.
+            again: judge also the shards that have it, in place of what they have. By default so for a function, which
+                may not be the one that it was, and not for an installed reward.
+            partial: of a job that has not ended, those that there are.
+            on_shard: called with (shards done, all).
+
+        Raises:
+            NotFinished, UsageError for a reward that is none, CannotJudge if it cannot be run, ResultsError.
+        """
+        from jobs.rewards.afterwards import reward_sequences
+
+        def put(file: ResultFile, name: str, values: list[float | None]) -> None:
+            self._access.put_reward(self.id, file, name, values)
+
+        anew = not isinstance(reward, str) if again is None else again
+        made = reward_sequences(self.results, put, reward, name=name, again=anew, partial=partial, on_shard=on_shard)
+        self._access.helper(self.record, start_worker=False, local=False).finish()
+        return made
 
     def logs(self, *, follow: bool = False) -> Iterator[dict[str, Any]]:
         """The workers' log lines about this job, oldest first; with `follow`, until the job has ended."""

@@ -40,9 +40,19 @@ def accuracy(correct: np.ndarray[Any, Any], samples: int) -> Interval:
     clustered by prompt (Korn and Graubard 1998). If all prompts have the same share, each counts as one response.
     Raises ValueError without a prompt.
     """
-    mean, error = clustered(correct, samples)
-    independent = mean * (1 - mean) / error**2 if error else int(correct.sum())
-    return Interval(mean, *wilson(mean, independent))
+    return interval(*clustered(correct, samples), int(correct.sum()))
+
+
+def interval(share: float, error: float | None, prompts: int) -> Interval:
+    """The interval of `accuracy`, of a share with its standard error over so many prompts."""
+    independent = share * (1 - share) / error**2 if error else prompts
+    return Interval(share, *wilson(share, independent))
+
+
+def mean_over_prompts(means: np.ndarray[Any, Any]) -> tuple[float, float | None]:
+    """(the mean of the prompts' means [prompts], its standard error; None of fewer than two)."""
+    error = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else None
+    return float(means.mean()), error
 
 
 def clustered(correct: np.ndarray[Any, Any], samples: float) -> tuple[float, float | None]:

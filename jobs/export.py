@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.diagnostics import columns_of
 from jobs.errors import ResultsError
 from jobs.files import flush, make_folder, sha256_of, write_json, writing
 from jobs.jsonl import write_jsonl
 from jobs.manifest import read_manifest
 from jobs.openai_output import output_lines
-from jobs.parquet import concatenate, schema_with
+from jobs.parquet import concatenate
 from jobs.results import Contents, JobResults, ResultFile, errors_of, rows_of
 from jobs.rollouts import rollout_rows
+from jobs.sidecars import table_of
 
 Format = Literal["parquet", "jsonl", "openai", "trl"]
 OnFile = Callable[[int, int], None]
@@ -79,7 +79,7 @@ def _write(results: JobResults, contents: Contents, target: Path, format: Format
     if on_file is not None:
         files = _counted(files, len(contents.files), on_file)
     if format == "parquet":
-        concatenate((file.path for file in files), target, schema_with(columns_of(contents.spec)))
+        concatenate((table_of(file, contents.own) for file in files), target, contents.schema)
     elif format == "jsonl":
         write_jsonl(target, rows_of(files))
     elif format == "openai":
@@ -121,8 +121,8 @@ def _manifest(manifest: dict[str, Any], contents: Contents, sequences: Path) -> 
         "errors_sha256": sha256_of(errors) if errors else None,
         "prompt_errors": sum(file.prompt_errors for file in contents.files),
     }
-    snapshot = {**manifest["snapshot"], "segments": 0}
-    return {**manifest, "export": True, "files": [entry], "snapshot": snapshot}
+    changes = {"snapshot": {**manifest["snapshot"], "segments": 0}, "added_columns": contents.added, "sidecars": []}
+    return {**manifest, **changes, "export": True, "files": [entry]}
 
 
 def _move(stage: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 · A file of a shard, temporary or whole: its shard is terminal, or past the file's attempt, and does not name it.
   Attempts only rise, and only the open attempt commits: a file that may go once may go for ever.
+· A file in `sidecars` that no row names, untouched for 24 hours: it is written just before its row, or was replaced.
 · A folder without a row, untouched for 24 hours: a submit that was killed. It writes its last file just before the
   row, so a folder that old will get none.
 · A deleted job (tombstone): first its files, then its row. A job past its ttl is deleted so; one without a ttl never.
@@ -30,6 +31,7 @@ from jobs.store_id import check_root
 
 ORPHAN_AGE = 24 * 3600.0  # seconds
 _ATTEMPT_FILE = re.compile(r"shard-(?P<shard>\d{6,})-a(?P<attempt>\d{3,})-[0-9a-f]{8}(-[0-9a-f]{64})?\.(parquet|jsonl)")
+_SIDECAR_FILE = re.compile(r"[a-z]+-\w+-shard-\d{6,}-[0-9a-f]{8}\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,11 @@ def collect(store: Store, settings: Settings, *, dry_run: bool = False) -> Colle
     tombstoned = {job.id for job in store.tombstoned()}.union(expired)
     known = set(store.job_ids())  # after the folders were listed, so that a folder's row cannot come in between
     orphans = [p for p in folders if p.job_id not in known | tombstoned]
-    now = _clock_of(root) if orphans else 0.0
+    sidecars = [path for p in folders if p.job_id in known - tombstoned for path in _unnamed_sidecars(store, p)]
+    now = _clock_of(root) if orphans or sidecars else 0.0
     doomed = [p for p in folders if p.job_id in tombstoned] + [p for p in orphans if _untouched(p.folder, now)]
     files = [path for p in folders if p.job_id in known - tombstoned for path in _superseded(store, p)]
+    files += [path for path in sidecars if now - _modified(path) > ORPHAN_AGE]
     size = sum(_size(path) for path in files) + sum(_size(path) for p in doomed for path in _inside(p.folder))
     if not dry_run:
         with writing(root / "jobs"):
@@ -104,6 +108,13 @@ def _superseded(store: Store, paths: JobPaths) -> Iterator[Path]:
         shard = shards.get(int(match["shard"])) if match else None
         if match and shard and _past(shard, int(match["attempt"])) and not _names(shard, path):
             yield path
+
+
+def _unnamed_sidecars(store: Store, paths: JobPaths) -> Iterator[Path]:
+    """Of measurements that were replaced, or whose row was never written; or is just now: they must be old to go."""
+    files = [path for path in _entries(paths.sidecars) if _SIDECAR_FILE.fullmatch(final_name(path.name))]
+    named = store.sidecar_files(paths.job_id) if files else set()
+    return (path for path in files if f"{paths.sidecars.name}/{path.name}" not in named)
 
 
 def _past(shard: Shard, attempt: int) -> bool:

@@ -17,10 +17,21 @@ _NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|[+-]?\.\d+", re
 
 def is_correct(response: str, gold: str) -> bool:
     """Whether the response gives the gold answer."""
+    given = the_answer(response)
+    return given is not None and is_same(given, gold)
+
+
+def the_answer(response: str) -> str | None:
+    """What stands in the response's one `<answer>…</answer>` block; None if there is none, or more than one."""
     if response.count(_OPEN) != 1 or response.count(_CLOSE) != 1:
-        return False
+        return None
     given, closed, _ = response.partition(_OPEN)[2].partition(_CLOSE)
-    return bool(closed) and _plain(given) == _plain(gold)
+    return given if closed else None
+
+
+def is_same(given: str, gold: str) -> bool:
+    """Whether two answers are equal, white space, case, and the way a number is written aside."""
+    return _plain(given) == _plain(gold)
 
 
 @lru_cache(maxsize=4096)  # a job's answers repeat, and a gold answer stands in each of a prompt's rows

@@ -17,8 +17,9 @@ from jobs.presence import WorkerStatus
 from jobs.progress import Running
 from jobs.reaper import Reaper
 from jobs.records import Attempt, Job, Shard, Webhook
-from jobs.results import JobResults
+from jobs.results import JobResults, ResultFile
 from jobs.settings import Settings, current_owner
+from jobs.sidecars import REWARD, Measured, keep_sidecar
 from jobs.spec import JobSpec
 from jobs.store import Store
 from jobs.submit import Plan, Submitted, plan, submit
@@ -94,6 +95,10 @@ class Local:
 
     def webhooks(self, job_id: str) -> list[Webhook]:
         return self.store.webhooks_of(job_id)
+
+    def put_reward(self, job_id: str, file: ResultFile, name: str, values: list[float | None]) -> None:
+        measured = Measured(job_id, REWARD, name, file.shard or 0, file.sha256, values)
+        keep_sidecar(self.store, self.settings, file.path, measured)
 
     def results(self, job_id: str) -> JobResults:
         return JobResults.of(self.store, self.settings, job_id)

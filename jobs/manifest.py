@@ -15,7 +15,7 @@ from jobs.errors import ResultsError
 from jobs.files import read_json, sha256_of, write_json
 from jobs.jsonl import finite, read_jsonl
 from jobs.paths import JobPaths
-from jobs.records import Attempt, Shard
+from jobs.records import Attempt, Shard, Sidecar
 from jobs.settings import Settings
 from jobs.snapshot import digest_of
 from jobs.states import ShardState
@@ -54,6 +54,7 @@ def build(store: Store, job_id: str) -> dict[str, Any]:
         "counts": {name: getattr(job, name) for name in _COUNTS},
         "files": [_file(shard) for shard in shards if shard.state is ShardState.DONE],
         "missing": [_missing(shard) for shard in shards if shard.state is not ShardState.DONE],
+        "sidecars": [_sidecar(sidecar) for sidecar in store.sidecars(job.id)],
         "attempts": attempts,
         "details": details,
         "drift": [found["drift"] for found in details if found.get("drift")],
@@ -91,6 +92,8 @@ def verify(folder: Path) -> list[str]:
     found: list[str] = []
     for entry in manifest["files"]:
         found += _problems_of_file(paths, entry)
+    for entry in manifest.get("sidecars", ()):  # older manifests have none
+        found += _problems_of_file(paths, {"errors_file": None, **entry})
     try:
         if read_json(paths.spec) != manifest["spec"]:
             found.append(f"{paths.spec} is not the spec that the job was submitted with")
@@ -128,6 +131,11 @@ def _file(shard: Shard) -> dict[str, Any]:
     names = ("file", "sha256", "bytes", "sequences", "tokens", "errors_file", "prompt_errors", "attempt")
     errors_sha256 = JobPaths.digest_in(shard.errors_file) if shard.errors_file else None
     return {**_place(shard), **{name: getattr(shard, name) for name in names}, "errors_sha256": errors_sha256}
+
+
+def _sidecar(sidecar: Sidecar) -> dict[str, Any]:
+    names = ("kind", "name", "shard", "of_sha256", "file", "sha256", "bytes", "rows", "unjudged", "created_at")
+    return {name: getattr(sidecar, name) for name in names}
 
 
 def _missing(shard: Shard) -> dict[str, Any]:

@@ -169,6 +169,29 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         return pq.read_table(path, columns=list(columns))
 
 
+def write_table(path: Path, table: pa.Table) -> Written:
+    """Writes a table of numbers, durably; its folder exists. Raises ResultsError."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+        size, digest = temporary.stat().st_size, sha256_of(temporary)
+    return Written(digest, size)
+
+
+def read_some(path: Path, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Rows [start, stop) of a shard's file as dicts of these columns, some at a time. Raises ResultsError."""
+    with reading(path), pq.ParquetFile(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            if start < end and first < stop:
+                for batch in file.iter_batches(_FEW, row_groups=[group], columns=list(columns)):
+                    low, high = max(start - first, 0), min(stop - first, len(batch))
+                    if low < high:
+                        yield from batch.slice(low, high - low).to_pylist()
+                    first += len(batch)
+            first = end
+
+
 def pick_rows(path: Path, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The rows at these ascending positions in a shard's file, as dicts; decodes only the row groups they lie in.
 
@@ -187,13 +210,13 @@ def pick_rows(path: Path, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
             first = end
 
 
-def concatenate(paths: Iterable[Path], target: Path, schema: pa.Schema = SHARD_SCHEMA) -> None:
-    """One file at `target` with the rows of all these shard files, in their order. Raises ResultsError."""
+def concatenate(tables: Iterable[pa.Table], target: Path, schema: pa.Schema = SHARD_SCHEMA) -> None:
+    """One file at `target` with the rows of all these tables, in their order. Raises ResultsError."""
     with replacing(target) as temporary, _writer(temporary, schema) as writer:
         waiting: list[pa.Table] = []
-        for path in paths:
-            waiting.append(read_table([path], schema))
-            if sum(table.num_rows for table in waiting) >= ROW_GROUP:
+        for table in tables:
+            waiting.append(table)
+            if sum(len(table) for table in waiting) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
                 waiting = []
         if waiting:

@@ -6,6 +6,7 @@ ROOT/jobs/<id>/spec.json  manifest.json
                prompts/segment-00000.parquet
                shards/shard-000012-a003-<random>.parquet
                errors/shard-000012-a003-<random>-<sha256>.jsonl
+               sidecars/reward-math_answer-shard-000012-<random>.parquet
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class JobPaths:
     def errors(self) -> Path:
         return self.folder / "errors"
 
+    @property
+    def sidecars(self) -> Path:
+        return self.folder / "sidecars"
+
     def segment(self, number: int) -> Path:
         return self.prompts / f"segment-{number:05d}.parquet"
 
@@ -63,6 +68,11 @@ class JobPaths:
         """Names, relative to the folder, of one attempt's rows and prompt errors; no two claims ever share one."""
         stem = f"shard-{shard:06d}-a{attempt:03d}-{secrets.token_hex(4)}"
         return f"shards/{stem}.parquet", f"errors/{stem}.jsonl"
+
+    @staticmethod
+    def sidecar_file(kind: str, name: str, shard: int) -> str:
+        """A name, relative to the folder, of one measurement of a shard; no two measurements ever share one."""
+        return f"sidecars/{kind}-{name}-shard-{shard:06d}-{secrets.token_hex(4)}.parquet"
 
     @staticmethod
     def with_digest(name: str, sha256: str) -> str:

@@ -118,6 +118,31 @@ class Committed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A row of `sidecars`: a later measurement of one shard's sequences, in a file with a row for each of them.
+
+    A reader sees its column `reward`, say, as `reward_math_answer`: the kind, and the name.
+    """
+
+    job_id: str
+    kind: str  # of the measurement, and the name of its column in the file
+    name: str
+    shard: int
+    of_sha256: str  # of the shard's file that was measured
+    file: str  # relative to the job's folder
+    sha256: str
+    bytes: int
+    rows: int
+    unjudged: int  # of the rows: those without a value
+    created_at: float | None = None  # None: not stored yet
+
+    @property
+    def column(self) -> str:
+        """Its name for readers."""
+        return f"{self.kind}_{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """A row of `attempts`: one execution of one shard. `outcome` is None while it runs."""
 
@@ -255,6 +280,7 @@ class ShardResult:
     tokens: int
     prompt_errors: int
     details: dict[str, Any] = field(default_factory=dict)
+    sidecars: tuple[Sidecar, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from jobs.errors import ResultsError
 from jobs.estimates import Interval, accuracy, effective_samples, pass_at_k
 from jobs.parquet import as_numpy, read_pieces
 from jobs.ragged import row_sums
+from jobs.reward_figures import choose, figures, rewards_of
 from jobs.summary import TOKEN_BINS, ByPosition, Ints, Summary, bucket_starts, columns_for, quantiles, summarise
 
 if TYPE_CHECKING:
@@ -61,8 +62,12 @@ class Report:
     sequences: int
     tokens: int
     prompt_errors: int
-    judged: int  # sequences with a gold answer
-    accuracy: Interval | None
+    reward: str | None  # that tells right from wrong here; None: the plain rule of `jobs.gold`
+    judged: int  # sequences with a verdict; by the plain rule, those with a gold answer
+    unjudged: int  # the others, never counted as wrong
+    mean_reward: float | None  # over prompts; None by the plain rule
+    mean_reward_error: float | None  # its standard error, clustered by prompt
+    accuracy: Interval | None  # None also for rewards that are not all 0 or 1
     pass_at_k: dict[int, float]  # for every k up to G; empty without gold answers
     mean_length: float | None  # tokens
     median_length: int | None  # tokens, exact to 256 and known to 1/128 beyond
@@ -93,23 +98,34 @@ class Report:
         return row
 
 
-def report(job: JobHandle, *, partial: bool = False, on_shard: Callable[[int], None] = lambda done: None) -> Report:
+def report(
+    job: JobHandle,
+    *,
+    reward: str | None = None,
+    partial: bool = False,
+    on_shard: Callable[[int], None] = lambda done: None,
+) -> Report:
     """The report on a job.
 
     Args:
         job: from `client.get`, of this machine or a server.
+        reward: name of the job's reward that accuracy and pass@k are of; by default `math_answer` if the job has it,
+            else the plain rule of `jobs.gold`.
         partial: take what there is of a job that has not ended.
         on_shard: called with the number of shards read so far.
 
     Raises:
         NotFinished: the job has not ended, and not `partial`.
+        UsageError: the job has no such reward.
         ResultsError: a file is missing or damaged.
     """
     kept = set(job.record.spec["measurements"] or ())
     measured = tuple(name for name in (*_MODEL, *_SAMPLING) if name in kept)
     columns, results, summary = columns_for(measured), job.results, Summary()
     weights: list[np.ndarray[Any, Any]] = []
-    for done, file in enumerate(results.here(results.contents(partial=partial).files), start=1):
+    files = results.contents(partial=partial).files
+    chosen, rewards = choose(job.id, files, reward), []
+    for done, file in enumerate(results.here(files), start=1):
         pieces = list(read_pieces([file.path], columns))
         try:
             summary += summarise(pieces, measured, shards=1)
@@ -117,8 +133,11 @@ def report(job: JobHandle, *, partial: bool = False, on_shard: Callable[[int], N
             raise ResultsError(f"{file.path} is damaged: {error}; submit the job again for a whole one") from None
         if {"logprobs", "sampling_logprobs"} <= kept:
             weights += map(_log_ratios, pieces)
+        if chosen is not None:
+            rewards.append(rewards_of(file, chosen))
         on_shard(done)
-    return _made(job, summary, _apart(weights, summary.tokens))
+    verdicts = _judged(summary) if chosen is None else _rewarded(chosen, rewards)
+    return _made(job, summary, _apart(weights, summary.tokens), verdicts)
 
 
 def table(reports: Iterable[Report]) -> pandas.DataFrame:
@@ -128,7 +147,7 @@ def table(reports: Iterable[Report]) -> pandas.DataFrame:
     return pandas.DataFrame([report.flat() for report in reports])
 
 
-def _made(job: JobHandle, summary: Summary, apart: Apart | None) -> Report:
+def _made(job: JobHandle, summary: Summary, apart: Apart | None, verdicts: dict[str, Any]) -> Report:
     record, measured = job.record, summary.measured
     return Report(
         id=record.id,
@@ -141,8 +160,8 @@ def _made(job: JobHandle, summary: Summary, apart: Apart | None) -> Report:
         sequences=summary.sequences,
         tokens=summary.tokens,
         prompt_errors=record.prompt_errors,
-        judged=summary.judged,
-        **_judged(summary),
+        unjudged=summary.sequences - verdicts["judged"],
+        **verdicts,
         mean_length=summary.tokens / summary.sequences if summary.sequences else None,
         median_length=_median(summary.lengths),
         finish_reasons=dict(sorted(summary.reasons.items())),
@@ -155,13 +174,22 @@ def _made(job: JobHandle, summary: Summary, apart: Apart | None) -> Report:
 
 
 def _judged(summary: Summary) -> dict[str, Any]:
+    """The verdicts by the plain rule."""
+    by = {"reward": None, "judged": summary.judged, "mean_reward": None, "mean_reward_error": None}
     prompts = int(summary.correct.sum())
     if not prompts:
-        return {"accuracy": None, "pass_at_k": {}}
+        return by | {"accuracy": None, "pass_at_k": {}}
     samples = summary.judged // prompts  # all of a prompt's responses are in its shard, or none
     shares = [[pass_at_k(samples, c, k) for c in range(len(summary.correct))] for k in range(1, samples + 1)]
     means = {k: float(summary.correct @ np.array(share)) / prompts for k, share in enumerate(shares, start=1)}
-    return {"accuracy": accuracy(summary.correct, samples), "pass_at_k": means}
+    return by | {"accuracy": accuracy(summary.correct, samples), "pass_at_k": means}
+
+
+def _rewarded(name: str, rewards: Iterable[Any]) -> dict[str, Any]:
+    """The verdicts by a reward."""
+    found = figures(rewards)
+    verdicts = {"reward": name, "judged": found.judged, "accuracy": found.accuracy, "pass_at_k": found.pass_at_k}
+    return verdicts | {"mean_reward": found.mean, "mean_reward_error": found.error}
 
 
 def _median(lengths: Ints) -> int | None:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from jobs.diagnostics import columns_of
 from jobs.errors import NotFinished, ResultsError
 from jobs.jsonl import read_jsonl
 from jobs.manifest import build, read_manifest
 from jobs.openai_output import output_lines
-from jobs.parquet import read_rows, read_table, schema_with
+from jobs.parquet import read_rows, schema_with
 from jobs.paths import JobPaths
-from jobs.records import Shard
+from jobs.records import Shard, Sidecar
 from jobs.rollouts import rollouts
 from jobs.settings import Settings
+from jobs.sidecars import REWARD, Added, added_of, table_of, values_of, with_added
 from jobs.states import JobState, ShardState
 from jobs.store import Store
 
@@ -43,12 +46,13 @@ class ResultFile:
     tokens: int
     prompt_errors: int
     shard: int | None = None  # None: of an export
+    added: tuple[Added, ...] = ()  # columns beside those of the file, the same for every file of a job
 
     @classmethod
-    def of(cls, shard: Shard, path: Path, errors: Path | None) -> ResultFile:
+    def of(cls, shard: Shard, path: Path, errors: Path | None, added: tuple[Added, ...] = ()) -> ResultFile:
         """The files of a done shard, which lie there."""
         totals = (shard.sequences, shard.tokens, shard.prompt_errors)
-        return cls(path, errors, shard.sha256 or "", *totals, shard=shard.index)
+        return cls(path, errors, shard.sha256 or "", *totals, shard=shard.index, added=added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,17 @@ class Contents:
     done_shards: int
     num_shards: int
     files: list[ResultFile]  # in order of their prompts
+    added: list[str] = field(default_factory=list)  # columns that later measurements brought, `reward_math_answer`
+
+    @property
+    def own(self) -> pa.Schema:
+        """The columns of the files."""
+        return schema_with(columns_of(self.spec))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns that readers see."""
+        return pa.schema([*self.own, *((name, pa.float64()) for name in self.added)])
 
 
 class JobResults:
@@ -142,21 +157,27 @@ class JobResults:
     def to_pandas(self, *, partial: bool = False) -> pandas.DataFrame:
         """All sequences as a DataFrame, one row each, in memory. Raises as `rows`."""
         contents = self.contents(partial=partial)
-        schema = schema_with(columns_of(contents.spec))
-        return read_table([file.path for file in self.here(contents.files)], schema).to_pandas()
+        tables = [contents.schema.empty_table()]
+        tables += (table_of(file, contents.own) for file in self.here(contents.files))
+        return pa.concat_tables(tables).to_pandas()
 
     def dataset(self, *, partial: bool = False) -> datasets.Dataset:
         """All sequences as a `datasets.Dataset`, mapped from its cache on disk. Raises as `rows`."""
         import datasets
 
         contents = self.contents(partial=partial)
-        paths = [str(file.path) for file in self.here(contents.files) if file.sequences]
+        files = [file for file in self.here(contents.files) if file.sequences]
+        paths = [str(file.path) for file in files]
         if not paths:
-            return datasets.Dataset(schema_with(columns_of(contents.spec)).empty_table())
+            return datasets.Dataset(contents.schema.empty_table())
         missing = next((path for path in paths if not Path(path).is_file()), None)
         if missing is not None:
             raise ResultsError(f"{missing} is missing: its folder was moved, cleared or copied in part")
-        return datasets.Dataset.from_parquet([glob.escape(path) for path in paths])  # it takes patterns
+        found = datasets.Dataset.from_parquet([glob.escape(path) for path in paths])  # it takes patterns
+        for i, name in enumerate(contents.added):
+            if name not in found.column_names:  # an export has it in its own file
+                found = found.add_column(name, pa.chunked_array([values_of(file, file.added[i]) for file in files]))
+        return found
 
     def to_openai(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
         """Output lines of an OpenAI batch, one a prompt; see `jobs.openai_output`. Raises as `rows`."""
@@ -175,7 +196,7 @@ class JobResults:
 
 def rows_of(files: Iterable[ResultFile], *, arrays: bool = False) -> Iterator[dict[str, Any]]:
     """The rows of these files, as `JobResults.rows`."""
-    return (row for file in files for row in read_rows(file.path, arrays=arrays))
+    return (row for file in files for row in with_added(file, read_rows(file.path, arrays=arrays)))
 
 
 def errors_of(files: Iterable[ResultFile]) -> Iterator[dict[str, Any]]:
@@ -185,21 +206,59 @@ def errors_of(files: Iterable[ResultFile]) -> Iterator[dict[str, Any]]:
 
 def _from_store(store: Store, paths: JobPaths) -> Contents:
     job = store.job(paths.job_id)
-    files = [
-        ResultFile.of(shard, paths.resolve(shard.file), paths.resolve(shard.errors_file) if shard.errors_file else None)
-        for shard in store.iter_shards(job.id, ShardState.DONE)
-        if shard.file is not None
-    ]
-    return Contents(job.id, job.state, job.spec, job.done_shards, job.num_shards, files)
+    shards = [shard for shard in store.iter_shards(job.id, ShardState.DONE) if shard.file is not None]
+    sidecars = store.sidecars(job.id)  # after the shards: of one that comes in between nothing is looked for
+    columns, beside = added_columns(job.spec, (s.column for s in sidecars)), by_shard(sidecars)
+    files = [_file(paths, shard, columns, beside.get(shard.index, ())) for shard in shards]
+    return Contents(job.id, job.state, job.spec, job.done_shards, job.num_shards, files, columns)
+
+
+def of_shard(store: Store, paths: JobPaths, spec: dict[str, Any], shard: Shard) -> ResultFile:
+    """The files of one done shard, with the columns that every shard of its job shows."""
+    names = store.sidecar_names(paths.job_id)
+    columns = added_columns(spec, (f"{kind}_{name}" for kind, name in names))
+    here = store.sidecars(paths.job_id, first=shard.index, last=shard.index) if names else []
+    return _file(paths, shard, columns, here)
+
+
+def _file(paths: JobPaths, shard: Shard, columns: Iterable[str], beside: Iterable[Sidecar]) -> ResultFile:
+    errors = paths.resolve(shard.errors_file) if shard.errors_file else None
+    added = added_of(columns, beside, lambda sidecar: paths.resolve(sidecar.file))
+    return ResultFile.of(shard, paths.resolve(shard.file or ""), errors, added)
+
+
+def added_columns(spec: dict[str, Any], of_sidecars: Iterable[str]) -> list[str]:
+    """The columns that a job's readers see beside those of its files: of its sidecars, and of rewards to come."""
+    return sorted({f"{REWARD}_{name}" for name in spec.get("rewards") or ()}.union(of_sidecars))
+
+
+def by_shard(sidecars: Iterable[Sidecar]) -> dict[int, list[Sidecar]]:
+    """The sidecars of each shard that has any."""
+    found: dict[int, list[Sidecar]] = {}
+    for sidecar in sidecars:
+        found.setdefault(sidecar.shard, []).append(sidecar)
+    return found
 
 
 def _from_manifest(paths: JobPaths) -> Contents:
     data = read_manifest(paths.folder)
+    sidecars = [Sidecar(job_id=data["id"], **entry) for entry in data.get("sidecars", ())]  # of old manifests none
+    own: list[str] | None = data.get("added_columns")  # of an export, in its file
+    columns = added_columns(data["spec"], (s.column for s in sidecars)) if own is None else own
+    beside = by_shard(sidecars)
+
+    def added(entry: dict[str, Any]) -> tuple[Added, ...]:
+        if own is not None:
+            return tuple(Added(name, paths.resolve(entry["file"]), name, entry["sha256"]) for name in own)
+        here = beside.get(entry.get("shard", -1), ())
+        return added_of(columns, here, lambda sidecar: paths.resolve(sidecar.file))
+
     files = [
         ResultFile(
             path=paths.resolve(entry["file"]),
             errors=paths.resolve(entry["errors_file"]) if entry["errors_file"] else None,
             shard=entry.get("shard"),
+            added=added(entry),
             **{name: entry[name] for name in ("sha256", "sequences", "tokens", "prompt_errors")},
         )
         for entry in data["files"]
@@ -209,4 +268,4 @@ def _from_manifest(paths: JobPaths) -> Contents:
         raise ResultsError(f"{paths.folder} is an export as JSONL: read {name} line by line, or fetch Parquet")
     counts = data["counts"]
     state = JobState(data["state"])
-    return Contents(data["id"], state, data["spec"], counts["done_shards"], counts["num_shards"], files)
+    return Contents(data["id"], state, data["spec"], counts["done_shards"], counts["num_shards"], files, columns)

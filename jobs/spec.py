@@ -28,6 +28,7 @@ from pydantic import (
 
 from jobs.diagnostics import Diagnostic, split_names
 from jobs.errors import SpecError
+from jobs.rewards.registry import unknown
 from jobs.webhook_target import Target
 from rlp_datasets import is_external
 
@@ -142,6 +143,7 @@ class JobSpec(BaseModel):
     measurements: tuple[Measurement, ...] = Field(MEASUREMENTS, description="which per-token quantities to keep")
     diagnostics: tuple[Diagnostic, ...] = Field((), description="what else to keep of every token; with commas between")
     top_k_alternatives: int = Field(0, ge=0, le=100, description="keep so many most probable tokens at every place")
+    rewards: tuple[str, ...] = Field((), max_length=32, description="rewards to judge each response by: math_answer, …")
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of every draw; default: a fresh one, recorded")
 
     name: str | None = Field(None, max_length=_MAX_LABEL, description="a name for people")
@@ -195,6 +197,15 @@ class JobSpec(BaseModel):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return split_names(value)
+
+    @field_validator("rewards")
+    @classmethod
+    def _installed(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Each once, and one that a worker of this installation finds by its name."""
+        wrong = [why for why in map(unknown, value) if why is not None] if info.context != _STORED else []
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return tuple(dict.fromkeys(value))
 
     @field_validator("webhook")
     @classmethod
@@ -283,6 +294,8 @@ class JobSpec(BaseModel):
     def digest(self) -> str:
         """sha256 of what decides the sequences and where they go: everything but the way the prompts came in."""
         data = self.model_dump(mode="json", exclude=_NOT_OF_THE_SEQUENCES)
+        if not self.rewards:
+            del data["rewards"]  # as before there were any, so that older keys still mean their jobs
         return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """One attempt at one shard: from the claim to the commit, and whose fault it is when it does not get there.
 
-Order of a success: rows computed, files closed, fsynced and renamed, then one transaction. A file that the commit did
-not take is deleted only when the database says that no row names it.
+Order of a success: rows computed, files closed, fsynced and renamed, rows judged likewise, then one transaction. A file
+that the commit did not take is deleted only when the database says that no row names it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from jobs.errors import ResultsError, StoreError
 from jobs.paths import JobPaths
-from jobs.records import Claim
+from jobs.records import Claim, ShardResult
 from jobs.settings import Settings
 from jobs.shard_files import write_attempt
 from jobs.snapshot import SnapshotRow, read_rows
@@ -24,6 +24,7 @@ from worker.engine import Engine, ShardRows
 from worker.faults import JobFault, MachineFault, SpecFault, WorkerFault
 from worker.heartbeat import Heartbeat, LeaseLost, ShardStopped
 from worker.metrics import SHARDS, timed
+from worker.rewards import Rewarder
 from worker.stop import Stop
 from worker.vitals import Vitals
 
@@ -48,6 +49,7 @@ class Attempt:
     stop: Stop
     vitals: Vitals
     look: Callable[[], object]  # after the shards of other workers, now and then
+    rewarder: Rewarder
 
     @property
     def paths(self) -> JobPaths:
@@ -94,7 +96,7 @@ class Attempt:
             raise WorkerFault(f"{job.model} here is not what the job began with: other {differs}; bring the same files")
         made = self.engine.run(job, self._prompts(), heartbeat.step)
         heartbeat.check()
-        self._commit(made)
+        self._commit(made, heartbeat)
 
     def _prepare(self) -> dict[str, str]:
         try:
@@ -115,10 +117,11 @@ class Attempt:
                 raise ValueError(str(error)) from error  # damaged for every worker: the shard's own fault
             raise
 
-    def _commit(self, made: ShardRows) -> None:
+    def _commit(self, made: ShardRows, heartbeat: Heartbeat) -> None:
         shard = self.claim.shard
         self.vitals.moved()
         result = write_attempt(self.paths, shard, made.rows, made.errors, self.engine.details())
+        result = self._rewarded(result, heartbeat)
         patience = Retrying(
             retry=retry_if_exception_type(StoreError),
             stop=lambda state: self.stop.is_set() or (state.seconds_since_start or 0) > _COMMIT_PATIENCE,
@@ -133,9 +136,26 @@ class Attempt:
             return
         SHARDS.labels("lost").inc()
         log.warning("shard %d attempt %d came too late; its files are removed", shard.index, shard.attempt)
-        for name in filter(None, (result.file, result.errors_file)):
-            if not self.store.names_file(self.claim.job.id, shard.index, name):
-                self.paths.resolve(name).unlink(missing_ok=True)
+        if not self.store.names_file(self.claim.job.id, shard.index, result.file):
+            self._remove(result)
+
+    def _rewarded(self, result: ShardResult, heartbeat: Heartbeat) -> ShardResult:
+        """With the rewards that the job asks for; whatever keeps the shard from going on removes its files."""
+        names = self.claim.job.spec.get("rewards") or ()
+        try:
+            for sidecar in self.rewarder.sidecars(
+                names, self.paths, self.claim.shard, result, lambda: heartbeat.step(0, 0)
+            ):
+                result = replace(result, sidecars=(*result.sidecars, sidecar))
+        except BaseException:
+            self._remove(result)
+            raise
+        return result
+
+    def _remove(self, result: ShardResult) -> None:
+        """Files that no row names, nor can any more."""
+        for name in filter(None, (result.file, result.errors_file, *(sidecar.file for sidecar in result.sidecars))):
+            self.paths.resolve(name).unlink(missing_ok=True)
 
     def _own_fault(self, fault: Exception) -> bool:
         """Hand the shard back. False if it was lost before: then gc may have taken its files, which is no fault."""

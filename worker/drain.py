@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from worker.engine import Engine
 from worker.faults import DeviceLost, MachineFault, WorkerFault
 from worker.logs import logging_for
 from worker.metrics import LEASE_EXPIRIES
+from worker.rewards import Rewarder
 from worker.stop import Stop
 from worker.turns import Turns
 from worker.vitals import Vitals
@@ -74,6 +76,7 @@ class Drain:
     turns: Turns = field(init=False)
     doorbell: Doorbell = field(init=False)
     vitals: Vitals = field(init=False)
+    rewarder: Rewarder = field(default_factory=Rewarder)
     _shunned: dict[str, _Pause] = field(default_factory=dict)  # jobs that cannot be run here
     _paused: _Pause | None = None  # nothing can be run here
     _unrung: str | None = None  # why the last ring failed
@@ -124,7 +127,7 @@ class Drain:
 
     def once(self) -> int:
         """Run shards until no claim succeeds; returns how many were run."""
-        with self.vitals.at_work():
+        with self.vitals.at_work(), closing(self.rewarder):
             return self._once()
 
     def _once(self) -> int:
@@ -227,7 +230,14 @@ class Drain:
         try:
             with self.turns.serving(claim), logging_for(job_id, claim.shard.index, claim.shard.attempt):
                 Attempt(
-                    self.store, self.settings, self.engine, claim, self.stop, self.vitals, self._look_now_and_then
+                    self.store,
+                    self.settings,
+                    self.engine,
+                    claim,
+                    self.stop,
+                    self.vitals,
+                    self._look_now_and_then,
+                    self.rewarder,
                 ).run()
             self._shunned.pop(job_id, None)
             self._paused = None

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.cli import db, doctor, fetch, follow, gc, listing, logs, report, show, steer, submit, workers
+from jobs.cli import db, doctor, fetch, follow, gc, listing, logs, report, reward, show, steer, submit, workers
 from jobs.cli.output import error
 from jobs.cli.spec_options import SpecCommand, with_flags
 from jobs.errors import SeqprocError, SpecError
@@ -83,6 +83,7 @@ def build() -> typer.Typer:
     app.command()(steer.retry)
     app.command()(fetch.fetch)
     app.command()(show.show)
+    app.command()(reward.reward)
     app.command()(report.report)
     _add_plugins(app)
     app.command()(workers.workers)

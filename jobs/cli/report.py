@@ -22,6 +22,10 @@ _Column = tuple[str, Callable[["Report"], str | None]]
 
 def report(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs, by id, prefix or name.")],
+    reward: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Reward that tells right from wrong; default: math_answer if a job has it."),
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Take what there is of an unfinished job.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table on standard output.")] = False,
     as_json: JsonFlag = False,
@@ -29,7 +33,8 @@ def report(
 ) -> None:
     """Report accuracy, pass@k, entropy, log-probability and lengths of jobs, side by side.
 
-    pass@k is the unbiased estimate; the accuracy's interval (95 %) counts prompts, not responses. KL and ESS compare
+    Without --reward and math_answer, the text of the <answer> block must equal the gold answer. pass@k is the unbiased
+    estimate; the accuracy's interval (95 %) counts prompts, not responses. KL and ESS compare
     the model's distribution with the one that was sampled from. --json has every figure of every k.
     """
     from jobs.client import Client
@@ -39,7 +44,7 @@ def report(
         raise UsageError("--markdown, --json and --quiet are forms of output; give one of them")
     with Client() as client:
         handles = [client.get(job) for job in jobs]
-        reports = list(_made(handles, partial, out))
+        reports = list(_made(handles, reward, partial, out))
     if out.as_json:
         out.json(reports if len(reports) > 1 else reports[0])
     elif out.quiet:
@@ -53,12 +58,12 @@ def report(
             out.table(header, rows)
 
 
-def _made(handles: Sequence[JobHandle], partial: bool, out: Output) -> Iterator[Report]:
+def _made(handles: Sequence[JobHandle], reward: str | None, partial: bool, out: Output) -> Iterator[Report]:
     from jobs.report import report as made
 
     for handle in handles:
         with _bar(handle, out) as on_shard:
-            yield made(handle, partial=partial, on_shard=on_shard)
+            yield made(handle, reward=reward, partial=partial, on_shard=on_shard)
 
 
 @contextmanager
@@ -99,6 +104,14 @@ def _accuracy(made: Report) -> str | None:
     return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
 
 
+def _reward(made: Report) -> str | None:
+    """The mean and its standard error, of a reward that is no accuracy."""
+    if made.mean_reward is None or made.accuracy is not None:
+        return None
+    error = "" if made.mean_reward_error is None else f" ± {made.mean_reward_error:.4f}"
+    return minus(f"{made.mean_reward:.4f}") + error
+
+
 def _mean(spread: Spread | None) -> str | None:
     return None if spread is None else minus(f"{spread.mean:.4f}")
 
@@ -114,6 +127,9 @@ _BEFORE: list[_Column] = [
     ("ADAPTER", lambda made: made.adapter),
     ("SEQUENCES", lambda made: f"{made.sequences:,}"),
     ("ACCURACY [95 %]", _accuracy),
+    ("REWARD", _reward),
+    ("BY", lambda made: made.reward),
+    ("UNJUDGED", lambda made: f"{made.unjudged:,}" if made.reward and made.unjudged else None),
 ]
 _AFTER: list[_Column] = [
     ("ENTROPY", lambda made: _mean(made.entropy)),

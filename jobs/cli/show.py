@@ -114,6 +114,11 @@ def _heading(row: dict[str, Any]) -> str:
         parts.append(f"log-probability {sum(row['logprobs']):.3f} nats")
     if row["entropies"] is not None and tokens:
         parts.append(f"mean entropy {sum(row['entropies']) / tokens:.3f} nats")
+    parts += [
+        f"{name} {'not judged' if row[name] is None else f'{row[name]:g}'}"
+        for name in row
+        if name.startswith("reward_")
+    ]
     name = f"{row['prompt_index']}.{row['sample_index']} {row['custom_id']}"
     return clean_line(f"[{name}] {', '.join(parts)}")
 

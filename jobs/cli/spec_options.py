@@ -43,7 +43,9 @@ class SpecCommand(TyperCommand):
 
 
 def flag(name: str) -> str:
-    """The flag of a field: `max_new_tokens` → `--max-new-tokens`, `G` → `-G`."""
+    """The flag of a field: `max_new_tokens` → `--max-new-tokens`, `G` → `-G`; one that is repeated for each reward."""
+    if name == "rewards":
+        return "--reward"
     return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
 
 

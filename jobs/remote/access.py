@@ -16,11 +16,11 @@ from jobs.labels import Label, written
 from jobs.paging import cursor
 from jobs.presence import WorkerStatus
 from jobs.progress import JobStatus, Running
-from jobs.records import Attempt, Job, LostSpec, Moment, Shard, Webhook
+from jobs.records import Attempt, Job, LostSpec, Moment, Shard, Sidecar, Webhook
 from jobs.remote.cache import Cache
 from jobs.remote.server import Server
 from jobs.remote.upload import upload
-from jobs.results import Contents, JobResults
+from jobs.results import Contents, JobResults, ResultFile, added_columns, by_shard
 from jobs.spec import JobSpec, problems
 from jobs.states import JobState
 from jobs.submit import Plan, Planned, Submitted
@@ -126,11 +126,19 @@ class Remote:
     def webhooks(self, job_id: str) -> list[Webhook]:
         return self._server.read(list[Webhook], f"/jobs/{job_id}/webhooks")
 
+    def put_reward(self, job_id: str, file: ResultFile, name: str, values: list[float | None]) -> None:
+        given = {"of_sha256": file.sha256, "values": values}
+        self._server.put(Sidecar, f"/jobs/{job_id}/rewards/{name}/{file.shard}", given)
+
     def results(self, job_id: str) -> JobResults:
         def contents() -> Contents:
             job = self.job(job_id)
-            files = [self._cache.place(shard) for shard in self._shards(job_id, state="done")]
-            return Contents(job.id, job.state, job.spec, job.done_shards, job.num_shards, files)
+            shards = list(self._shards(job_id, state="done"))
+            pages = self._server.pages(Sidecar, f"/jobs/{job_id}/sidecars", limit=_PAGE)
+            sidecars = [sidecar for page in pages for sidecar in page.items]
+            columns, beside = added_columns(job.spec, (s.column for s in sidecars)), by_shard(sidecars)
+            files = [self._cache.place(shard, columns, beside.get(shard.index, ())) for shard in shards]
+            return Contents(job.id, job.state, job.spec, job.done_shards, job.num_shards, files, columns)
 
         return JobResults(
             self._cache.paths(job_id),

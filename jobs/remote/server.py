@@ -69,6 +69,10 @@ class Server:
         """Send a file of JSON lines, which must mean the same if it arrives twice."""
         return self._parsed(kind, self._request("POST", path, {}, body=body))
 
+    def put(self, kind: type[T], path: str, data: dict[str, Any]) -> T:
+        """Put plain data at a path; putting it twice is no harm."""
+        return self._parsed(kind, self._request("PUT", path, {}, data=data))
+
     def delete(self, path: str) -> None:
         self._request("DELETE", path, {}, again=False)
 
@@ -91,10 +95,19 @@ class Server:
                         )
 
     def _request(
-        self, method: str, path: str, query: dict[str, Any], *, again: bool = True, body: IO[bytes] | None = None
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any],
+        *,
+        again: bool = True,
+        body: IO[bytes] | None = None,
+        data: dict[str, Any] | None = None,
     ) -> httpx2.Response:
         given = {name: value for name, value in query.items() if value is not None}
         options: dict[str, Any] = {"params": given, "timeout": _TIMEOUT if method == "GET" else _LONG}
+        if data is not None:
+            options |= {"json": data}
         if body is not None:
             options |= {"content": body, "headers": {"Content-Type": "application/x-ndjson"}}
         for attempt in self._tries(again=again):

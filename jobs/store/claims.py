@@ -18,6 +18,7 @@ from jobs.store.locked import FENCE, LABELS, LockedJob
 from jobs.store.part import IS_PENDING, IS_RUNNING, NOW, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, job_record, shard_record
 from jobs.store.schema import attempts, jobs, shards
+from jobs.store.sidecars import write_sidecars
 from jobs.store.workers import tell
 
 Key = tuple[str, int, int]  # (job, shard, attempt)
@@ -93,6 +94,7 @@ class Claims(Part):
             if job.running(index, attempt) is None:
                 return _names(connection, claim.job.id, index, result.file)
             job.finish(index, attempt, result)
+            write_sidecars(connection, result.sidecars)
             job.settle()
             job.save()
             return True

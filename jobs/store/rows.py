@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Row, Select, Table, select
 
-from jobs.records import Attempt, Job, LostSpec, Shard, Span, Webhook, Worker
+from jobs.records import Attempt, Job, LostSpec, Shard, Sidecar, Span, Webhook, Worker
 from jobs.states import JobState, ShardState
-from jobs.store.schema import attempts, jobs, shards, webhooks, workers
+from jobs.store.schema import attempts, jobs, shards, sidecars, webhooks, workers
 
 
 def _columns(record: type, table: Table) -> list[Any]:
@@ -21,6 +21,7 @@ SHARD_COLUMNS = _columns(Shard, shards)
 ATTEMPT_COLUMNS = _columns(Attempt, attempts)
 SPAN_COLUMNS = _columns(Span, attempts)
 WORKER_COLUMNS = _columns(Worker, workers)
+SIDECAR_COLUMNS = _columns(Sidecar, sidecars)
 WEBHOOK_COLUMNS = _columns(Webhook, webhooks)
 
 

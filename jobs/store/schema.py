@@ -32,7 +32,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISION = "0003"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
+REVISION = "0004"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
 
 
 class Words(TypeDecorator[str]):
@@ -260,6 +260,22 @@ workers = Table(
     Column("beat", BigInteger, nullable=False, default=0),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+)
+
+sidecars = Table(  # later measurements of a shard's sequences, each in a file beside the shard's; deleted with the job
+    "sidecars",
+    metadata,
+    Column("job_id", Id, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("name", Id, primary_key=True),
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("of_sha256", Text, nullable=False),  # of the shard's file that was measured
+    Column("file", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("unjudged", BigInteger, nullable=False),  # of the rows: those without a value
+    Column("created_at", Double, nullable=False),
 )
 
 webhooks = Table(  # one row an end of a job that asked to be told of it; deleted with the job

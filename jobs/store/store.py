@@ -21,11 +21,12 @@ from jobs.store.listing import Listing
 from jobs.store.queries import Queries
 from jobs.store.schema import REVISION, jobs
 from jobs.store.schema import store as store_table
+from jobs.store.sidecars import Sidecars
 from jobs.store.webhooks import Webhooks
 from jobs.store.workers import Workers
 
 
-class Store(Creation, Claims, Lifecycle, Queries, Listing, Webhooks, Workers):
+class Store(Creation, Claims, Lifecycle, Queries, Listing, Sidecars, Webhooks, Workers):
     """One database. Methods raise StoreError, in a sentence, when it does not answer."""
 
     def __init__(self, db: Database) -> None:

@@ -39,6 +39,7 @@ TRIED = {
     "fetch": "fetch JOB -o HOSTILE",
     "show": "show JOB",
     "report": "report JOB",
+    "reward": "reward --reward tag_format JOB",
     "workers": "workers",
     "doctor": "doctor",
     "gc": "gc",
@@ -47,7 +48,7 @@ TRIED = {
 }
 PROCESSES = {"worker", "web", "up"}  # they log, see below
 # Nothing of the job is shown by these, however hostile it is.
-SILENT = {"cancel", "retry", "delete", "gc", "upgrade", "watch", "wait"}
+SILENT = {"cancel", "retry", "delete", "gc", "upgrade", "watch", "wait", "reward"}
 
 
 @pytest.fixture

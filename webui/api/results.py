@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
 
 from jobs import paging
@@ -19,6 +21,8 @@ from jobs.parquet import pick_rows
 from jobs.paths import JobPaths
 from jobs.ranking import SCANNED, Measure, Ranked, rank
 from jobs.records import Job, Shard
+from jobs.results import of_shard
+from jobs.sidecars import with_added
 from jobs.states import ShardState
 from webui.api.shapes import NO_JOB, NOT_NOW, Cursor, Limit, PromptError, Row, RowsPage, TheJob, refusals
 from webui.site import Site, TheSite
@@ -29,11 +33,11 @@ Part = tuple[Number, Offset]  # (shard, rows or lines of it that were read)
 
 _PAGE_TOKENS = 250_000  # of a page of rows; it is cut short behind the sequence that reaches them
 _PARQUET, _JSONL = "application/vnd.apache.parquet", "application/x-ndjson"
-_RANGES = refusals(s400="The range makes no sense.") | {
+RANGES = refusals(s400="The range makes no sense.") | {
     206: {"description": "The range that was asked for."},
     416: {"description": "The file ends before the range begins."},
 }
-_SHARD = Path(ge=0, lt=2**31, description="Number of the shard.")
+SHARD = PathParameter(ge=0, lt=2**31, description="Number of the shard.")
 _ROWS = f"""Committed sequences in order of (prompt_index, sample_index), also while the job runs.
 
 A page is shorter than `limit` where its sequences are long. With `sort` equals stand in that order and a mean over no
@@ -76,28 +80,33 @@ def manifest(site: TheSite, job: TheJob) -> dict[str, Any]:
 @router.get(
     "/jobs/{job}/files/{shard}",
     response_class=FileResponse,
-    responses=NO_JOB | NOT_NOW | _RANGES | {200: {"description": "The file.", "content": {_PARQUET: {}}}},
+    responses=NO_JOB | NOT_NOW | RANGES | {200: {"description": "The file.", "content": {_PARQUET: {}}}},
     summary="The Parquet file of a done shard",
 )
-def file(site: TheSite, job: TheJob, shard: Annotated[int, _SHARD]) -> FileResponse:
+def file(site: TheSite, job: TheJob, shard: Annotated[int, SHARD]) -> FileResponse:
     """Ranges are served; the ETag is the file's sha256."""
     done = _done(site, job, shard)
-    return _file(site, job, done.file or "", done.sha256, f"{job.id}-{shard:06d}.parquet", _PARQUET)
+    return parquet_file(site, job, done.file or "", done.sha256, f"{job.id}-{shard:06d}.parquet")
 
 
 @router.head("/jobs/{job}/files/{shard}/errors", include_in_schema=False)
 @router.get(
     "/jobs/{job}/files/{shard}/errors",
     response_class=FileResponse,
-    responses=NO_JOB | NOT_NOW | _RANGES | {200: {"description": "The file.", "content": {_JSONL: {}}}},
+    responses=NO_JOB | NOT_NOW | RANGES | {200: {"description": "The file.", "content": {_JSONL: {}}}},
     summary="The prompt errors of a done shard, as JSON lines",
 )
-def errors_file(site: TheSite, job: TheJob, shard: Annotated[int, _SHARD]) -> FileResponse:
+def errors_file(site: TheSite, job: TheJob, shard: Annotated[int, SHARD]) -> FileResponse:
     done = _done(site, job, shard)
     if done.errors_file is None:
         raise NotFinished(f"shard {shard} of job {job.id} has no prompt errors")
     digest = JobPaths.digest_in(done.errors_file)
     return _file(site, job, done.errors_file, digest, f"{job.id}-{shard:06d}-errors.jsonl", _JSONL)
+
+
+def parquet_file(site: Site, job: Job, name: str, sha256: str | None, called: str) -> FileResponse:
+    """A Parquet file of the job's folder. Raises ResultsError if it is missing."""
+    return _file(site, job, name, sha256, called, _PARQUET)
 
 
 def _done(site: Site, job: Job, index: int) -> Shard:
@@ -127,8 +136,9 @@ def _rows_from(site: Site, job: Job, start: Part, prompt: int | None) -> Iterato
     """Rows behind a place, each with its own place."""
     for shard in _done_shards(site, job, start[0], prompt):
         skip = start[1] if shard.index == start[0] else 0
-        path = site.paths(job.id).resolve(shard.file or "")
-        for number, row in enumerate(pick_rows(path, range(skip, shard.sequences)), start=skip + 1):
+        file = of_shard(site.store, site.paths(job.id), job.spec, shard)
+        rows = with_added(file, pick_rows(file.path, range(skip, shard.sequences)), range(skip, shard.sequences))
+        for number, row in enumerate(rows, start=skip + 1):
             if prompt is None or row["prompt_index"] == prompt:
                 yield (shard.index, number), row
             elif row["prompt_index"] > prompt:
@@ -140,18 +150,23 @@ def _sorted_rows(
 ) -> RowsPage:
     if measure is not Measure.LENGTH and measure.column not in job.spec["measurements"]:
         raise UsageError(f"job {job.id} did not measure {measure.column}; sort by length or by what it measured")
-    shards = _done_shards(site, job, 0, prompt)
-    files = (site.paths(job.id).resolve(shard.file or "") for shard in shards)
+    paths, shards = site.paths(job.id), {}
+
+    def files() -> Iterator[Path]:
+        for shard in _done_shards(site, job, 0, prompt):
+            shards[path := paths.resolve(shard.file or "")] = shard
+            yield path
+
+    def row(ranked: Ranked) -> Row:
+        file = of_shard(site.store, paths, job.spec, shards[ranked.file])
+        found = next(with_added(file, pick_rows(ranked.file, [ranked.position]), [ranked.position]), None)
+        if found is None:
+            raise ResultsError(f"{ranked.file} has changed while it was read; ask again")
+        return found
+
     after = place_of(cursor, tuple[float, Offset, Number])
-    ranked, scanned = rank(files, measure, descending=descending, prompt_index=prompt, after=after, limit=limit)
-    return _cut(((one.place, _row(one)) for one in ranked), limit, scanned)
-
-
-def _row(ranked: Ranked) -> Row:
-    row = next(pick_rows(ranked.file, [ranked.position]), None)
-    if row is None:
-        raise ResultsError(f"{ranked.file} has changed while it was read; ask again")
-    return row
+    ranked, scanned = rank(files(), measure, descending=descending, prompt_index=prompt, after=after, limit=limit)
+    return _cut(((one.place, row(one)) for one in ranked), limit, scanned)
 
 
 def _cut(rows: Iterable[tuple[Any, Row]], limit: int, scanned: int | None = None) -> RowsPage:

@@ -28,6 +28,7 @@ _LINES = {
     "diagnostics": "one a line as well",
     "labels": "one a line",
     "columns": "one a line",
+    "rewards": "one a line",
     "stop_strings": "one a line, or none",
     "chat_template_kwargs": "a JSON object",
 }
@@ -76,7 +77,7 @@ class Values:
         for name, text in self.texts.items():
             if name in _NOT_TYPED or name == "measurements":
                 continue
-            given = _lines(text) if name in ("labels", "columns", "stop_strings") else text.strip()
+            given = _lines(text) if name in ("labels", "columns", "rewards", "stop_strings") else text.strip()
             if name == "stop_strings":
                 fields[name] = given
             elif given:

@@ -138,7 +138,7 @@ def test_concatenate_is_the_rows_in_order(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.parquet" for i in range(3)]
     for i, path in enumerate(paths):
         write_rows(path, rows_of(2 * i, 2 * i + 1) if i != 1 else [])
-    concatenate(paths, tmp_path / "all.parquet")
+    concatenate((read_table([path]) for path in paths), tmp_path / "all.parquet")
     assert list(read_rows(tmp_path / "all.parquet")) == [row for path in paths for row in read_rows(path)]
 
 
