@@ -5,6 +5,7 @@ Ctrl-C ends the following, never the job.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, error, stderr_console
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, error, stderr_console, warning
 from jobs.states import JobState
 from jobs.text import clean, plural, seconds
+from jobs.tracking.names import Track
 
 if TYPE_CHECKING:
     from jobs.client import JobHandle
@@ -27,7 +29,12 @@ _LINE_EVERY = 5.0  # seconds between plain lines of progress
 Show = Callable[["Progress"], None]
 
 
-def watch(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+TrackFlag = Annotated[
+    Track | None, typer.Option(help="Send progress and, at the end, the report's figures there, under your login.")
+]
+
+
+def watch(job: JobArgument, track: TrackFlag = None, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     """Show a job's progress until it ends."""
     from jobs.client import Client
     from jobs.presence import serving
@@ -37,12 +44,13 @@ def watch(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False)
         handle = client.get(job)
         if not handle.record.state.ended and not serving(client.store, handle.record.queue):
             out.hint(f"No worker is alive for queue {handle.record.queue}; start one with: seqproc worker")
-        raise typer.Exit(follow(handle, out, start_worker=False))
+        raise typer.Exit(follow(handle, out, start_worker=False, track=track))
 
 
 def wait(
     job: JobArgument,
     timeout: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long.")] = None,
+    track: TrackFlag = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -54,7 +62,7 @@ def wait(
 
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:
-        raise typer.Exit(follow(client.get(job), out, timeout=timeout))
+        raise typer.Exit(follow(client.get(job), out, timeout=timeout, track=track))
 
 
 def follow(
@@ -65,6 +73,7 @@ def follow(
     start_worker: bool = True,
     local: bool = False,
     print_id: bool = True,
+    track: Track | None = None,
 ) -> int:
     """Follow a job to its end, then print it as `out` says. Returns the exit code.
 
@@ -73,10 +82,12 @@ def follow(
     code = 0
     began = time.monotonic()
     try:
-        with _display(handle, out) as show:
-            progress = handle.wait(timeout=timeout, on_progress=show, start_worker=start_worker, local=local)
+        with _display(handle, out) as show, _tracker(handle, track, out) as told:
+            each = _both(show, told)
+            progress = handle.wait(timeout=timeout, on_progress=each, start_worker=start_worker, local=local)
+            took = time.monotonic() - began
         code = 0 if progress.state is JobState.SUCCEEDED else 1
-        _summary(handle, progress, time.monotonic() - began, out)
+        _summary(handle, progress, took, out)
     except TimeoutError as late:
         code = TIMED_OUT
         error(str(late))
@@ -89,6 +100,29 @@ def follow(
         elif out.quiet and print_id:
             out.data(handle.id)
     return code
+
+
+@contextmanager
+def _tracker(handle: JobHandle, track: Track | None, out: Output) -> Iterator[Show]:
+    """What to call with each progress so that the tracker hears of it. Its failure is said even under `-q`."""
+    if track is None:
+        yield lambda _progress: None
+        return
+    from jobs.tracking.tracked import tracked
+
+    def tell(level: int, text: str) -> None:
+        warning(text) if level >= logging.WARNING else out.hint(text)
+
+    with tracked(handle, track, tell) as told:
+        yield told
+
+
+def _both(one: Show, other: Show) -> Show:
+    def each(progress: Progress) -> None:
+        one(progress)
+        other(progress)
+
+    return each
 
 
 @contextmanager
