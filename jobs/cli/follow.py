@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -27,6 +27,14 @@ INTERRUPTED = 130
 _LINE_EVERY = 5.0  # seconds between plain lines of progress
 
 Show = Callable[["Progress"], None]
+Say = Callable[[str], None]
+
+
+class _Display(NamedTuple):
+    """How a job that is followed is shown."""
+
+    show: Show  # each progress
+    say: Say  # a line above it
 
 
 TrackFlag = Annotated[
@@ -82,9 +90,8 @@ def follow(
     code = 0
     began = time.monotonic()
     try:
-        with _display(handle, out) as show, _tracker(handle, track, out) as told:
-            each = _both(show, told)
-            progress = handle.wait(timeout=timeout, on_progress=each, start_worker=start_worker, local=local)
+        with _display(handle, out) as display, _tracked(handle, track, display, out) as show:
+            progress = handle.wait(timeout=timeout, on_progress=show, start_worker=start_worker, local=local)
             took = time.monotonic() - began
         code = 0 if progress.state is JobState.SUCCEEDED else 1
         _summary(handle, progress, took, out)
@@ -103,41 +110,43 @@ def follow(
 
 
 @contextmanager
-def _tracker(handle: JobHandle, track: Track | None, out: Output) -> Iterator[Show]:
-    """What to call with each progress so that the tracker hears of it. Its failure is said even under `-q`."""
+def _tracked(handle: JobHandle, track: Track | None, display: _Display, out: Output) -> Iterator[Show]:
+    """What to call with each progress, so that it is shown and the tracker hears of it."""
     if track is None:
-        yield lambda _progress: None
+        yield display.show
         return
     from jobs.tracking.tracked import tracked
 
     def tell(level: int, text: str) -> None:
-        warning(text) if level >= logging.WARNING else out.hint(text)
+        if level < logging.WARNING:
+            display.say(text)
+        elif out.quiet:
+            warning(text)  # is said even then
+        else:
+            display.say(f"Warning: {text}")
 
     with tracked(handle, track, tell) as told:
-        yield told
 
+        def each(progress: Progress) -> None:
+            display.show(progress)
+            told(progress)
 
-def _both(one: Show, other: Show) -> Show:
-    def each(progress: Progress) -> None:
-        one(progress)
-        other(progress)
-
-    return each
+        yield each
 
 
 @contextmanager
-def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
-    """What to call with each progress: a bar, plain lines, or nothing. News of the job is told once, above them."""
+def _display(handle: JobHandle, out: Output) -> Iterator[_Display]:
+    """A bar, plain lines, or nothing. News of the job is told once."""
     told: set[str] = set()
 
-    def news(tell: Callable[[str], None]) -> None:
+    def news(say: Say) -> None:
         notice = handle.record.notice
         if notice and notice not in told:
             told.add(notice)
-            tell(notice)
+            say(notice)
 
     if out.quiet:
-        yield lambda _progress: None
+        yield _Display(lambda _progress: None, lambda _text: None)
         return
     console = stderr_console()
     if not console.is_terminal:
@@ -147,7 +156,7 @@ def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
             news(out.hint)
             lines.show(progress)
 
-        yield show_line
+        yield _Display(show_line, out.hint)
         return
 
     from rich.progress import BarColumn, TextColumn
@@ -158,8 +167,11 @@ def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
     with Bar(first, BarColumn(), *rest, console=console) as bar:
         task = bar.add_task(handle.record.state, total=None, sequences="", tokens="", rate="")
 
+        def say(text: str) -> None:
+            bar.console.print(clean(text), soft_wrap=True)
+
         def show_bar(progress: Progress) -> None:
-            news(lambda text: bar.console.print(clean(text)))
+            news(say)
             bar.update(
                 task,
                 description=str(progress.state),
@@ -170,7 +182,7 @@ def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
                 rate=_rate(progress),
             )
 
-        yield show_bar
+        yield _Display(show_bar, say)
 
 
 class _Lines:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.errors import SeqprocError
+from jobs.redact import without_credentials
 from jobs.report import report
 from jobs.tracking import sender
 from jobs.tracking.figures import of_progress, of_report, run_of
@@ -77,5 +78,7 @@ class _Tracking:
         try:
             return of_report(report(self._job))
         except (SeqprocError, OSError) as error:
-            self._tell(logging.WARNING, f"the report on job {self._job.id} is not tracked: {error}")
+            self._tell(
+                logging.WARNING, f"the report on job {self._job.id} is not tracked: {without_credentials(str(error))}"
+            )
             return {}

@@ -6,6 +6,7 @@ What was logged is held against `seqproc report --json`.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from jobs.tracking.figures import of_progress, of_report, run_of
 from jobs.tracking.names import TRACKERS, require
 from jobs.tracking.sender import Sender
 from jobs.tracking.tracked import tracked
-from tests.cli.conftest import Run, do_shard, row, the_json
+from tests.cli.conftest import COLOUR, Run, do_shard, row, the_json
 from tests.trackers import Written, mlflow_runs, tensorboard_runs, wandb_runs
 
 _HOSTILE = "mlflow.runName=../x", "a b/../\x1b[31m@=" + 250 * "ü"
@@ -254,6 +255,14 @@ def test_a_tracker_that_fails_harms_nothing(
         assert line.startswith("Warning: wandb does not track this job any more: ") and why in line
         assert line.endswith("The job is unharmed") and "pa55" not in line
     assert the_json(seqproc("report", ended, "--json")) == before
+
+
+def test_a_warning_stands_on_a_line_of_its_own_above_the_bar(seqproc: Run, ended: str, library: Library) -> None:
+    library("raise ValueError('quota')", "pass")
+    result = seqproc("watch", ended, "--track", "wandb", env=COLOUR)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stderr).replace("\r", "\n")
+    assert "━" in shown
+    assert re.search(r"^Warning: wandb .*: ValueError: quota\. The job is unharmed$", shown, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(("init", "log"), [("time.sleep(600)", "pass"), ("pass", "time.sleep(600)")])
