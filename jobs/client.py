@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from jobs.rewards.afterwards import Rewarded
     from jobs.rewards.registry import Function, Reward
+    from jobs.tracking.names import Track
     from sequence_processing.containers import BatchedSequences, LogprobResults
 
 _LOOK_EVERY = 0.25  # seconds between looks of a waiting client
@@ -87,6 +88,7 @@ class JobHandle:
         *,
         start_worker: bool = True,
         local: bool = False,
+        track: Track | None = None,
     ) -> Progress:
         """Wait until the job has ended; with no worker alive, start one here as a child process.
 
@@ -97,10 +99,34 @@ class JobHandle:
             on_progress: called a few times a second.
             start_worker: False only watches.
             local: start a worker here even if others are alive.
+            track: send progress, throughput and at the end the report's figures to this tracker, under your login
+                there; one that fails is a warning in the log.
 
         Raises:
             SeqprocError: the child worker cannot go on; the message says why.
+            UsageError: the tracker is not installed.
         """
+        if track is None:
+            return self._until_ended(timeout, on_progress, start_worker=start_worker, local=local)
+        from jobs.tracking.tracked import tracked
+
+        with tracked(self, track) as tell:
+
+            def both(progress: Progress) -> None:
+                tell(progress)
+                if on_progress is not None:
+                    on_progress(progress)
+
+            return self._until_ended(timeout, both, start_worker=start_worker, local=local)
+
+    def _until_ended(
+        self,
+        timeout: float | None,
+        on_progress: Callable[[Progress], None] | None,
+        *,
+        start_worker: bool,
+        local: bool,
+    ) -> Progress:
         helper = self._access.helper(self.record, start_worker=start_worker, local=local)
         deadline = None if timeout is None else time.monotonic() + timeout
         rate, away_since = Rate(), None

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
         (), description="Hosts, comma-separated, that may be told of a job's end; default: none"
     )
     webhook_secret: SecretStr | None = Field(None, description="Key of the signature on what they are told")
+    tensorboard_dir: Path = Field(
+        Path("runs"), description="Folder that `--track tensorboard` writes to; default: `runs` in the present one"
+    )
 
     @field_validator("trusted_models", "model_roots", "web_hosts", "webhook_hosts", mode="before")
     @classmethod

@@ -5,16 +5,18 @@ Ctrl-C ends the following, never the job.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, error, stderr_console
+from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag, error, stderr_console, warning
 from jobs.states import JobState
 from jobs.text import clean, plural, seconds
+from jobs.tracking.names import Track
 
 if TYPE_CHECKING:
     from jobs.client import JobHandle
@@ -25,9 +27,22 @@ INTERRUPTED = 130
 _LINE_EVERY = 5.0  # seconds between plain lines of progress
 
 Show = Callable[["Progress"], None]
+Say = Callable[[str], None]
 
 
-def watch(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+class _Display(NamedTuple):
+    """How a job that is followed is shown."""
+
+    show: Show  # each progress
+    say: Say  # a line above it
+
+
+TrackFlag = Annotated[
+    Track | None, typer.Option(help="Send progress and, at the end, the report's figures there, under your login.")
+]
+
+
+def watch(job: JobArgument, track: TrackFlag = None, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     """Show a job's progress until it ends."""
     from jobs.client import Client
     from jobs.presence import serving
@@ -37,12 +52,13 @@ def watch(job: JobArgument, as_json: JsonFlag = False, quiet: QuietFlag = False)
         handle = client.get(job)
         if not handle.record.state.ended and not serving(client.store, handle.record.queue):
             out.hint(f"No worker is alive for queue {handle.record.queue}; start one with: seqproc worker")
-        raise typer.Exit(follow(handle, out, start_worker=False))
+        raise typer.Exit(follow(handle, out, start_worker=False, track=track))
 
 
 def wait(
     job: JobArgument,
     timeout: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long.")] = None,
+    track: TrackFlag = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -54,7 +70,7 @@ def wait(
 
     out = Output(as_json=as_json, quiet=quiet)
     with Client() as client:
-        raise typer.Exit(follow(client.get(job), out, timeout=timeout))
+        raise typer.Exit(follow(client.get(job), out, timeout=timeout, track=track))
 
 
 def follow(
@@ -65,6 +81,7 @@ def follow(
     start_worker: bool = True,
     local: bool = False,
     print_id: bool = True,
+    track: Track | None = None,
 ) -> int:
     """Follow a job to its end, then print it as `out` says. Returns the exit code.
 
@@ -73,10 +90,11 @@ def follow(
     code = 0
     began = time.monotonic()
     try:
-        with _display(handle, out) as show:
+        with _display(handle, out) as display, _tracked(handle, track, display, out) as show:
             progress = handle.wait(timeout=timeout, on_progress=show, start_worker=start_worker, local=local)
+            took = time.monotonic() - began
         code = 0 if progress.state is JobState.SUCCEEDED else 1
-        _summary(handle, progress, time.monotonic() - began, out)
+        _summary(handle, progress, took, out)
     except TimeoutError as late:
         code = TIMED_OUT
         error(str(late))
@@ -92,18 +110,43 @@ def follow(
 
 
 @contextmanager
-def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
-    """What to call with each progress: a bar, plain lines, or nothing. News of the job is told once, above them."""
+def _tracked(handle: JobHandle, track: Track | None, display: _Display, out: Output) -> Iterator[Show]:
+    """What to call with each progress, so that it is shown and the tracker hears of it."""
+    if track is None:
+        yield display.show
+        return
+    from jobs.tracking.tracked import tracked
+
+    def tell(level: int, text: str) -> None:
+        if level < logging.WARNING:
+            display.say(text)
+        elif out.quiet:
+            warning(text)  # is said even then
+        else:
+            display.say(f"Warning: {text}")
+
+    with tracked(handle, track, tell) as told:
+
+        def each(progress: Progress) -> None:
+            display.show(progress)
+            told(progress)
+
+        yield each
+
+
+@contextmanager
+def _display(handle: JobHandle, out: Output) -> Iterator[_Display]:
+    """A bar, plain lines, or nothing. News of the job is told once."""
     told: set[str] = set()
 
-    def news(tell: Callable[[str], None]) -> None:
+    def news(say: Say) -> None:
         notice = handle.record.notice
         if notice and notice not in told:
             told.add(notice)
-            tell(notice)
+            say(notice)
 
     if out.quiet:
-        yield lambda _progress: None
+        yield _Display(lambda _progress: None, lambda _text: None)
         return
     console = stderr_console()
     if not console.is_terminal:
@@ -113,7 +156,7 @@ def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
             news(out.hint)
             lines.show(progress)
 
-        yield show_line
+        yield _Display(show_line, out.hint)
         return
 
     from rich.progress import BarColumn, TextColumn
@@ -124,8 +167,11 @@ def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
     with Bar(first, BarColumn(), *rest, console=console) as bar:
         task = bar.add_task(handle.record.state, total=None, sequences="", tokens="", rate="")
 
+        def say(text: str) -> None:
+            bar.console.print(clean(text), soft_wrap=True)
+
         def show_bar(progress: Progress) -> None:
-            news(lambda text: bar.console.print(clean(text)))
+            news(say)
             bar.update(
                 task,
                 description=str(progress.state),
@@ -136,7 +182,7 @@ def _display(handle: JobHandle, out: Output) -> Iterator[Show]:
                 rate=_rate(progress),
             )
 
-        yield show_bar
+        yield _Display(show_bar, say)
 
 
 class _Lines:

@@ -94,6 +94,11 @@ def error(text: str) -> None:
     typer.echo(f"Error: {clean(without_credentials(text))}", err=True)
 
 
+def warning(text: str) -> None:
+    """Something that went wrong beside what was asked for."""
+    typer.echo(f"Warning: {clean(without_credentials(text))}", err=True)
+
+
 def hint_unrung(why: str | None, out: Output) -> None:
     """Say so if a job was stored and workers could not be rung for it."""
     if why is not None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from jobs.cli.follow import follow
+from jobs.cli.follow import TrackFlag, follow
 from jobs.cli.output import JsonFlag, Output, QuietFlag, hint_unrung, stderr_console
 from jobs.cli.spec_options import to_fields
 from jobs.errors import UsageError
 from jobs.text import plural
+from jobs.tracking.names import require
 
 if TYPE_CHECKING:
     from jobs.client import Client, JobHandle
@@ -30,6 +31,7 @@ def submit(
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run a worker here even if others are alive.")] = False,
+    track: TrackFlag = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, store nothing, show the spec.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -41,6 +43,10 @@ def submit(
     out = Output(as_json=as_json, quiet=quiet)
     if detach and local:
         raise UsageError("--detach leaves the job to other workers and --local runs one here; give one of them")
+    if detach and track:
+        raise UsageError(f"a job that is left is tracked by who watches it: seqproc watch JOB --track {track}")
+    if track:
+        require(track)  # before anything is stored
     spec = _spec(source, ctx.obj)
     stdin = sys.stdin.buffer if spec.file == "-" else None
 
@@ -56,7 +62,7 @@ def submit(
         if detach:
             _leave(client, handle, out)
         else:
-            raise typer.Exit(follow(handle, out, local=local, print_id=False))
+            raise typer.Exit(follow(handle, out, local=local, print_id=False, track=track))
 
 
 def _spec(source: str | None, options: dict[str, Any]) -> JobSpec:

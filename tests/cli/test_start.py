@@ -12,6 +12,7 @@ from jobs.spec import JobSpec
 from tests.cli.conftest import Run
 
 _HEAVY = {"torch", "transformers", "celery", "datasets", "pyarrow", "sqlalchemy", "alembic", "pandas", "numpy", "peft"}
+_HEAVY |= {"wandb", "tensorboard", "mlflow"}
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -22,11 +22,13 @@ from jobs.manifest import verify
 from jobs.paths import worker_log
 from jobs.processes import ProcessName
 from jobs.records import Job
+from jobs.report import report
 from jobs.results import JobResults
 from jobs.settings import current_owner
 from jobs.snapshot import read_all
 from jobs.states import JobState
 from tests.house import House
+from tests.trackers import tensorboard_runs
 from tests.unit.jobs.test_results import ERRORS, expected_rows
 
 FIELDS: dict[str, Any] = {"model": "tiny-arithmetic", "G": 2, "seed": 1, "shard_size": 2}
@@ -226,6 +228,16 @@ class TestSteering:
         job.delete()
         with pytest.raises(JobNotFound, match=f"no job {job.id}"):
             client.get(job.id)
+
+    def test_tracking(self, client: Client, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SEQPROC_TENSORBOARD_DIR", str(tmp_path / "board"))
+        kept = ("logprobs", "entropies")
+        job = house.finish(house.submit(prompts=["a", "bad", "c"], name="made", measurements=kept).job)
+        made = report(client.get(job.id))
+        client.get(job.id).wait(track="tensorboard")
+        [run] = tensorboard_runs(tmp_path / "board").values()
+        assert run.last("report/tokens") == made.tokens and run.last("progress/prompt_errors") == 1
+        assert run.name == f"made-{job.id}" and run.state == "succeeded"
 
     def test_wait_gives_up(self, client: Client) -> None:
         job = client.submit(**FIELDS, prompts=["a"])
