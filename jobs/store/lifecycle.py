@@ -58,15 +58,6 @@ class Lifecycle(Part):
             connection.execute(delete(webhooks).where(webhooks.c.job_id == job_id, webhooks.c.delivered_at.is_(None)))
             return _read(connection, job_id)
 
-    def seal(self, job_id: str) -> None:
-        """No more shards will come: the job may end."""
-        with self.db.transaction() as connection:
-            job = LockedJob.take(connection, job_id)
-            if not job.sealed:
-                job.sealed = True
-                job.settle()
-                job.save()
-
     def fail_job(self, claim: Claim, error: str) -> bool:
         """The job's own error: nothing of it can run anywhere. Running shards are fenced off; done ones stay.
 
