@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from jobs.processes import ProcessName, is_dead
 from jobs.records import Feed
+from jobs.states import broken_off
 from jobs.store import Store
-from jobs.text import plural
 
 
 class Abandoned:
@@ -29,8 +29,7 @@ class Abandoned:
             seen[feed.job_id] = (beat, since) if beat == feed.fed else (feed.fed, at)
             why = self._reason(feed, at - seen[feed.job_id][1])
             if why is not None:
-                after = f"its prompts broke off after {plural(feed.num_prompts, 'prompt')}"
-                self._store.seal(feed.job_id, truncated=f"{after}: {why}", fed=feed.fed)
+                self._store.seal(feed.job_id, truncated=broken_off(feed.num_prompts, why), fed=feed.fed)
         self._seen = seen
 
     def oldest(self, at: float) -> float:

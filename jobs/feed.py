@@ -19,7 +19,7 @@ from jobs.errors import SeqprocError, StoreError, UsageError
 from jobs.patience import Patience
 from jobs.prompts import checked
 from jobs.snapshot import BadPrompt, Item
-from jobs.text import plural
+from jobs.states import broken_off
 
 if TYPE_CHECKING:
     from jobs.client import JobHandle
@@ -115,8 +115,7 @@ class Feed:
             self._changed.notify_all()
         self._thread.join()
         if self._failure is None:
-            after = f"its prompts broke off after {plural(self._sent, 'prompt')}: {why}" if why else None
-            self.job.record = self._access.seal(self.job.id, after)
+            self.job.record = self._access.seal(self.job.id, broken_off(self._sent, why) if why else None)
 
     def _run(self) -> None:
         """Sends pieces and heartbeats until the end."""

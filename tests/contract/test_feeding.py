@@ -148,7 +148,9 @@ def test_a_cancel_ends_the_stream(store: Store) -> None:
     append(store, job, 0, 9)
     running = claim(store)
     assert store.cancel(job.id).state is JobState.CANCELLING
-    with pytest.raises(WrongState, match="takes no more prompts: it is cancelling"):
+    with pytest.raises(
+        WrongState, match="takes no more prompts: its prompts broke off after 9 prompts: the job was cancelled"
+    ):
         append(store, job, 9, 3)
     store.commit(running, result())
     assert check(store, job.id).state is JobState.CANCELLED
