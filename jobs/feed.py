@@ -85,10 +85,16 @@ class Feed:
         return self._ending
 
     def end(self) -> None:
-        """Send what waits, and seal the job: no more will come. Raises what went wrong with sending."""
-        self._finish(None)
+        """Send what waits, and seal the job: no more will come. Once it has ended in any way, this does nothing.
+
+        Raises what went wrong with sending; UsageError if there was nothing to send.
+        """
+        if not self._finish(None):
+            return
         if self._failure is not None:
             raise self._failure
+        if not self.prompts:
+            raise UsageError(f"no prompt came, so that there is nothing to do; job {self.job.id} was cancelled")
 
     def break_off(self, why: str) -> None:
         """Send what waits, and seal the job as truncated. Raises nothing of ours: something else has gone wrong."""
@@ -107,15 +113,17 @@ class Feed:
             self._last_added = time.monotonic()
             self._changed.notify_all()
 
-    def _finish(self, why: str | None) -> None:
+    def _finish(self, why: str | None) -> bool:
+        """False if that was done before."""
         with self._changed:
             if self._ending:
-                return
+                return False
             self._ending = True
             self._changed.notify_all()
         self._thread.join()
         if self._failure is None:
             self.job.record = self._access.seal(self.job.id, broken_off(self._sent, why) if why else None)
+        return True
 
     def _run(self) -> None:
         """Sends pieces and heartbeats until the end."""

@@ -38,7 +38,7 @@ def feed(spec: JobSpec, out: Output, *, detach: bool, local: bool) -> int:
         reader.finish(out, interrupted=code == INTERRUPTED)
         if detach and out.as_json:
             out.json(fed.job.refresh())
-    return code or reader.failed() or int(fed.job.record.truncated is not None)
+    return code if code == INTERRUPTED else reader.failed() or code or int(fed.job.record.truncated is not None)
 
 
 class _Reader(threading.Thread):

@@ -124,6 +124,20 @@ class TestIntake:
         intake.seal(job.id, None)
         assert len(list(house.results(house.finish(job)).rows())) == 8
 
+    def test_gc_takes_what_a_killed_feeder_left(self, house: House, intake: Intake, job: Job) -> None:
+        """Pieces, temporary and whole, that no shard is over; and none before it is sure that no more can come."""
+        intake.append(job.id, 0, prompts("a"))
+        folder = house.paths(job).prompts
+        for name in (".segment-00001.parquet.0123abcd.tmp", "segment-00001.parquet"):
+            (folder / name).write_text("half")
+        assert collect(house.store, house.settings).files == 0
+        intake.append(job.id, 1, prompts("b"))
+        intake.seal(job.id, None)
+        (folder / "segment-00002.parquet").write_text("half")
+        assert collect(house.store, house.settings).files == 2
+        assert sorted(path.name for path in folder.iterdir()) == ["segment-00000.parquet", "segment-00001.parquet"]
+        assert [text for _, _, text, _ in stored(house, job)] == ["a", "b"]
+
     def test_cancelled_while_it_is_fed(self, house: House, intake: Intake, job: Job) -> None:
         intake.append(job.id, 0, prompts("a", "b", "c"))
         house.store.cancel(job.id)
