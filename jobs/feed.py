@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import rlp_datasets
 from jobs.access import Access
+from jobs.columns import Columns
 from jobs.errors import SeqprocError, StoreError, UsageError
+from jobs.openai_batch import OpenAIBatch
 from jobs.patience import Patience
 from jobs.prompts import checked
 from jobs.snapshot import BadPrompt, Item
+from jobs.spec import JobSpec, PromptRow
 from jobs.states import broken_off
 
 if TYPE_CHECKING:
@@ -41,7 +44,9 @@ class Feed:
         """The job, which may be waited for and read while it is fed."""
         self.prompts = 0
         """How many were added, what is no prompt included."""
-        self._access, self._kind, self._size = access, job.record.kind, min(job.record.spec["shard_size"], _MOST)
+        self._access, self._size = access, min(job.record.spec["shard_size"], _MOST)
+        self._spec = JobSpec.of_stored(job.record.spec)
+        self._columns = Columns(self._spec.columns)
         self._changed = threading.Condition()
         self._waiting: list[Item] = []
         self._sent = 0
@@ -67,7 +72,7 @@ class Feed:
 
         Waits while too many wait to be sent. Raises WrongState if the job takes no more, as after a cancel.
         """
-        row = checked(prompt, self._kind)
+        row = self._judged(prompt)
         self._add(BadPrompt(f"prompts[{self.prompts}] {'; '.join(row)}") if isinstance(row, list) else row)
 
     def add_lines(self, stream: BinaryIO, name: str = "<stdin>") -> None:
@@ -75,7 +80,7 @@ class Feed:
         for place, data in _lines(stream, name):
             row = BadPrompt(f"{place}: {data.message}") if isinstance(data, rlp_datasets.BadRow) else data
             if not isinstance(row, BadPrompt):
-                good = checked(row, self._kind)
+                good = self._judged(row)
                 row = BadPrompt(f"{place} {'; '.join(good)}") if isinstance(good, list) else good
             self._add(row)
 
@@ -100,6 +105,15 @@ class Feed:
         """Send what waits, and seal the job as truncated. Raises nothing of ours: something else has gone wrong."""
         with suppress(SeqprocError):  # whoever looks after a while seals it
             self._finish(why)
+
+    def _judged(self, data: Any) -> PromptRow | list[str]:
+        """The prompt of a row as it was made, or what is wrong with it; each is judged by itself."""
+        batch = OpenAIBatch(self._spec)
+        try:
+            data = batch(0, self._columns(data))
+        except ValueError as error:
+            return [str(error)]
+        return [line.strip() for line in batch.problems(lambda _: "")] or checked(data, self._spec.kind)
 
     def _add(self, item: Item) -> None:
         with self._changed:

@@ -225,6 +225,18 @@ class TestFeed:
             "<stdin>:6: not a JSON object but a string",
         ]
 
+    def test_columns_and_lines_of_a_batch(self, client: Client, house: House) -> None:
+        """As in a file, but that each line is judged by itself."""
+        with client.feed(**SPEC, columns={"prompt": "question"}) as feed:
+            feed.add({"question": "a"})
+            feed.add({"prompt": "b"})
+            feed.add({"custom_id": "x", "body": {"messages": [{"role": "user", "content": "c"}], "temperature": 1.0}})
+            feed.add({"custom_id": "y", "body": {"messages": [{"role": "user", "content": "d"}], "temperature": 0.5}})
+        found = stored(house, feed.job.record)
+        assert [(name, text) for _, name, text, error in found if error is None] == [("0", "a"), ("x", None)]
+        assert "give exactly one of prompt" in (found[1][3] or "")
+        assert (found[3][3] or "").startswith("prompts[3] ") and "temperature" in (found[3][3] or "")
+
     def test_many_in_few_pieces(self, client: Client, house: House) -> None:
         with client.feed(**SPEC | {"shard_size": 16}) as feed:
             for number in range(50_000):
