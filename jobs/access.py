@@ -6,7 +6,7 @@ over HTTP also raises Unreachable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -14,7 +14,9 @@ from jobs.presence import WorkerStatus
 from jobs.progress import Running
 from jobs.records import Attempt, Job, Shard, Webhook
 from jobs.results import JobResults, ResultFile
+from jobs.snapshot import Item
 from jobs.spec import JobSpec
+from jobs.states import ShardState
 from jobs.submit import Plan, Submitted
 
 OnPrompt = Callable[[int], None]
@@ -54,6 +56,19 @@ class Access(Protocol):
 
     def plan(self, spec: JobSpec, *, prompts: Iterable[Any] | None, stdin: BinaryIO | None) -> Plan: ...
 
+    def open(self, spec: JobSpec) -> Submitted:
+        """A job without prompts, to be fed."""
+        ...
+
+    def append(self, job_id: str, first: int, items: Sequence[Item]) -> Job:
+        """Add its next prompts, or the first few of them: how many it has now its record says.
+
+        Called again with the same ones, after a lost reply, it adds them once. No items: a heartbeat.
+        """
+        ...
+
+    def seal(self, job_id: str, truncated: str | None) -> Job: ...
+
     def job(self, id_or_prefix: str) -> Job: ...
 
     def look(self, job_id: str) -> tuple[Job, Running]:
@@ -72,7 +87,13 @@ class Access(Protocol):
 
     def delete(self, job_id: str) -> None: ...
 
-    def shards(self, job_id: str) -> list[Shard]: ...
+    def shards(
+        self, job_id: str, *, states: Collection[ShardState] | None = None, limit: int | None = None
+    ) -> list[Shard]: ...
+
+    def done_files(self, job_id: str, *, after: int, limit: int) -> list[ResultFile]:
+        """The files of the first shards that were done after the `after`-th, in the order in which they were."""
+        ...
 
     def attempts(self, job_id: str) -> list[Attempt]: ...
 

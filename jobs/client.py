@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from jobs.access import Access
 from jobs.errors import SpecError, StoreError, UsageError
+from jobs.feed import Feed
 from jobs.local import Local
+from jobs.patience import Patience
 from jobs.presence import WorkerStatus
 from jobs.progress import Progress, Rate
 from jobs.reaper import Reaper
@@ -26,6 +28,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobState
 from jobs.store import Store
+from jobs.stream import stream
 from jobs.submit import Plan
 
 if TYPE_CHECKING:
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
     from sequence_processing.containers import BatchedSequences, LogprobResults
 
 _LOOK_EVERY = 0.25  # seconds between looks of a waiting client
-_PATIENCE = 300.0  # seconds that a waiting client bears with a database or a server that is away
 
 
 class JobHandle:
@@ -129,7 +131,7 @@ class JobHandle:
     ) -> Progress:
         helper = self._access.helper(self.record, start_worker=start_worker, local=local)
         deadline = None if timeout is None else time.monotonic() + timeout
-        rate, away_since = Rate(), None
+        rate, patience = Rate(), Patience()
         while True:
             try:
                 helper.look()
@@ -141,11 +143,9 @@ class JobHandle:
                     helper.finish()
                     return progress
                 helper.help(self.record)
-                away_since = None
-            except StoreError:  # a restart of the server is no reason to give up a job of hours
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > _PATIENCE:
-                    raise
+                patience.renew()
+            except StoreError as failure:
+                patience.bear(failure)
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"job {self.id} is still {self.record.state} after {timeout:g} s; it goes on")
             time.sleep(_LOOK_EVERY)
@@ -186,6 +186,26 @@ class JobHandle:
     def rows(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
         """One dict a sequence, in order of (prompt_index, sample_index). NotFinished unless ended or `partial`."""
         return self.results.rows(partial=partial)
+
+    def stream(
+        self, *, after: str | None = None, start_worker: bool = True, local: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """The rows as shards are done, while the job runs and until it has ended; each is given once.
+
+        Shards come whole, in the order in which they were done. Beside the columns of `rows` each row has its `cursor`:
+        with that as `after`, another call, in another process, goes on behind the row.
+
+        Args:
+            after: the cursor of the last row that was dealt with; default: from the beginning.
+            start_worker, local: as of `wait`.
+
+        Raises:
+            UsageError: the cursor is none, or another job's.
+            Incomplete: at the end, if the job failed or was cancelled and shards are missing.
+            SeqprocError: the child worker cannot go on, a result file is missing or damaged.
+        """
+        helper = self._access.helper(self.record, start_worker=start_worker, local=local)
+        return stream(self._access, self.id, helper, after=after)
 
     def errors(self, *, partial: bool = False) -> Iterator[dict[str, Any]]:
         """One dict a prompt that failed: prompt_index, sample_index (None: all samples), custom_id, error."""
@@ -331,6 +351,20 @@ class Client:
         """Check all that submit checks and count; nothing is stored."""
         spec, prompts = self._spec(spec, prompts, fields)
         return self._access.plan(spec, prompts=prompts, stdin=stdin)
+
+    def feed(self, spec: JobSpec | None = None, **fields: Any) -> Feed:
+        """Open a job that gets its prompts one by one, while workers are at those that it has:
+
+            with client.feed(model="tiny-arithmetic", G=8) as feed:
+                for prompt in whatever_makes_them():
+                    feed.add(prompt)
+
+        What it gets for a bad prompt is a prompt error, not a refusal. Raises SpecError for the rest of the spec; an
+        idempotency key cannot be given.
+        """
+        spec, _ = self._spec(spec, None, fields)
+        opened = self._access.open(spec)
+        return Feed(self._access, JobHandle(self._access, opened.job))
 
     def get(self, job: str) -> JobHandle:
         """The job with this id, a prefix that only it has, or its name. Raises JobNotFound."""

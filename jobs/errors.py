@@ -59,5 +59,13 @@ class NotFinished(SeqprocError):
     """Results of an unfinished job were asked for without asking for what there is."""
 
 
+class Incomplete(SeqprocError):
+    """A job has ended, and some of its shards never will be done. `cursor`: behind which they come after a retry."""
+
+    def __init__(self, message: str, cursor: str | None = None) -> None:
+        self.cursor = cursor
+        super().__init__(message)
+
+
 class Unreachable(StoreError):
     """The server that a client speaks to over HTTP does not answer, or is none of ours."""

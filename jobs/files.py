@@ -36,17 +36,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises ResultsError with a sentence for every OSError.
     """
+    with writing(path), reserved(path) as temporary:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is still there at the end of the block is removed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with writing(path):
-            yield temporary
-            flush(temporary)
-            temporary.replace(path)
-            flush(path.parent)
-    except BaseException:
+        yield temporary
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 · A file of a shard, temporary or whole: its shard is terminal, or past the file's attempt, and does not name it.
   Attempts only rise, and only the open attempt commits: a file that may go once may go for ever.
 · A file in `sidecars` that no row names, untouched for 24 hours: it is written just before its row, or was replaced.
+· A segment of prompts, temporary or whole: its job is sealed, and no shard is over it. Nothing is added to such a job.
 · A folder without a row, untouched for 24 hours: a submit that was killed. It writes its last file just before the
   row, so a folder that old will get none.
 · A deleted job (tombstone): first its files, then its row. A job past its ttl is deleted so; one without a ttl never.
@@ -97,12 +98,14 @@ def _remove(paths: JobPaths) -> None:
 
 
 def _superseded(store: Store, paths: JobPaths) -> Iterator[Path]:
-    """Files of attempts that can no longer be committed and were not."""
+    """Files of attempts, and of a stream's pieces, that can no longer be committed and were not."""
     files = [path for folder in (paths.shards, paths.errors) for path in _entries(folder)]
-    try:
-        shards = {shard.index: shard for shard in store.shards(paths.job_id)}
-    except JobNotFound:  # deleted meanwhile
-        return
+    pieces = _entries(paths.prompts)
+    shards = {shard.index: shard for shard in store.shards(paths.job_id)}
+    named = {paths.segment(shard.segment) for shard in shards.values()}
+    stray = [path for path in pieces if path not in named]
+    if stray and _is_sealed(store, paths.job_id):
+        yield from stray
     for path in files:
         match = _ATTEMPT_FILE.fullmatch(final_name(path.name))
         shard = shards.get(int(match["shard"])) if match else None
@@ -115,6 +118,13 @@ def _unnamed_sidecars(store: Store, paths: JobPaths) -> Iterator[Path]:
     files = [path for path in _entries(paths.sidecars) if _SIDECAR_FILE.fullmatch(final_name(path.name))]
     named = store.sidecar_files(paths.job_id) if files else set()
     return (path for path in files if f"{paths.sidecars.name}/{path.name}" not in named)
+
+
+def _is_sealed(store: Store, job_id: str) -> bool:
+    try:
+        return store.job(job_id).sealed
+    except JobNotFound:  # deleted meanwhile
+        return False
 
 
 def _past(shard: Shard, attempt: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -11,16 +11,21 @@ from jobs.child import ChildWorker, environment
 from jobs.doorbell import Doorbell
 from jobs.errors import ResultsError
 from jobs.gc import delete
+from jobs.intake import Intake
 from jobs.logs import job_log
 from jobs.manifest import ensure_manifest
+from jobs.paths import JobPaths
 from jobs.presence import WorkerStatus
+from jobs.processes import this_process
 from jobs.progress import Running
 from jobs.reaper import Reaper
 from jobs.records import Attempt, Job, Shard, Webhook
-from jobs.results import JobResults, ResultFile
+from jobs.results import JobResults, ResultFile, of_shard
 from jobs.settings import Settings, current_owner
 from jobs.sidecars import REWARD, Measured, keep_sidecar
+from jobs.snapshot import Item
 from jobs.spec import JobSpec
+from jobs.states import ShardState
 from jobs.store import Store
 from jobs.submit import Plan, Submitted, plan, submit
 
@@ -31,6 +36,7 @@ class Local:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store.open(settings)
+        self._intake = Intake(self.store, settings)
 
     def close(self) -> None:
         self.store.close()
@@ -46,6 +52,15 @@ class Local:
 
     def plan(self, spec: JobSpec, *, prompts: Iterable[Any] | None, stdin: BinaryIO | None) -> Plan:
         return plan(self.settings, spec, prompts=prompts, stdin=stdin)
+
+    def open(self, spec: JobSpec) -> Submitted:
+        return self._intake.open(spec, owner=current_owner(), feeder=this_process())
+
+    def append(self, job_id: str, first: int, items: Sequence[Item]) -> Job:
+        return self._intake.append(job_id, first, items)
+
+    def seal(self, job_id: str, truncated: str | None) -> Job:
+        return self._intake.seal(job_id, truncated)
 
     def job(self, id_or_prefix: str) -> Job:
         return self.store.job(id_or_prefix)
@@ -87,8 +102,17 @@ class Local:
     def delete(self, job_id: str) -> None:
         delete(self.store, self.settings, job_id)
 
-    def shards(self, job_id: str) -> list[Shard]:
-        return self.store.shards(job_id)
+    def shards(
+        self, job_id: str, *, states: Collection[ShardState] | None = None, limit: int | None = None
+    ) -> list[Shard]:
+        return self.store.shards(job_id, states=states, limit=limit)
+
+    def done_files(self, job_id: str, *, after: int, limit: int) -> list[ResultFile]:
+        shards = self.store.done_after(job_id, after, limit=limit)
+        if not shards:
+            return []
+        spec, paths = self.store.job(job_id).spec, JobPaths(self.settings.results, job_id)
+        return [of_shard(self.store, paths, spec, shard) for shard in shards]
 
     def attempts(self, job_id: str) -> list[Attempt]:
         return self.store.attempts(job_id)

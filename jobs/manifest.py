@@ -46,8 +46,10 @@ def build(store: Store, job_id: str) -> dict[str, Any]:
         "seed": job.spec["seed"],
         "identity": job.identity,
         "spec": job.spec,
+        "sealed": job.sealed,
+        "truncated": job.truncated,
         "snapshot": {
-            "digest": job.snapshot_digest,
+            "digest": job.snapshot_digest or None,
             "prompts": job.num_prompts,
             "segments": 1 + max((shard.segment for shard in shards), default=-1),
         },
@@ -73,12 +75,26 @@ def ensure_manifest(store: Store, settings: Settings, job_id: str) -> None:
         job = store.job(job_id)
         if not job.state.ended:  # queued again: whoever ends it writes it
             return
+        if not job.snapshot_digest:
+            fix_digest(store, settings, job_id)
+            continue
         if job.manifest_revision == job.revision and _revision_on_disk(paths) == job.revision:
             return
         manifest = build(store, job_id)
         write_json(paths.manifest, manifest)
         if store.manifest_written(job_id, manifest["revision"]):
             return
+
+
+def fix_digest(store: Store, settings: Settings, job_id: str) -> None:
+    """Reckons what the prompts of a sealed job are that came as a stream; does nothing if that is known.
+
+    Raises ResultsError if they cannot be read, JobNotFound.
+    """
+    job = store.job(job_id)
+    if job.sealed and not job.snapshot_digest:
+        digest = digest_of(JobPaths(settings.results, job_id), store.segments(job_id))
+        store.fix_snapshot(job_id, digest)
 
 
 def verify(folder: Path) -> list[str]:

@@ -59,6 +59,7 @@ SNAPSHOT_SCHEMA = pa.schema(
         "answer": pa.string(),
         "response": pa.string(),
         "response_token_ids": _IDS,
+        "error": pa.string(),  # of what came in the place of a prompt and is none
     }
 )
 """Columns of a snapshot's segment."""

@@ -35,6 +35,7 @@ class Progress:
     done_shards: int
     num_shards: int
     prompt_errors: int
+    sealed: bool  # False: prompts may still come, and the numbers are those so far
 
     @classmethod
     def of(
@@ -51,6 +52,7 @@ class Progress:
             done_shards=job.done_shards,
             num_shards=job.num_shards,
             prompt_errors=job.prompt_errors,
+            sealed=job.sealed,
         )
 
     @classmethod
@@ -65,9 +67,9 @@ class Progress:
 def seconds_left(job: Job, sequences: int, tokens: int, tokens_per_second: float | None) -> float | None:
     """Until the job is done, if each sequence that is left takes as many tokens as those that were made.
 
-    None if nobody makes tokens, or nothing was made to go by.
+    None if nobody makes tokens, nothing was made to go by, or prompts may still come.
     """
-    if not tokens_per_second or not sequences:
+    if not tokens_per_second or not sequences or not job.sealed:
         return None
     return (job.num_sequences - sequences) * tokens / sequences / tokens_per_second
 
@@ -109,5 +111,5 @@ class Rate:
             self._first = (now, seen.sequences, seen.tokens)  # loading the model is not slow generating
             return seen
         seconds, made = max(now - since, 1e-9), seen.sequences - first_sequences
-        eta = (seen.num_sequences - seen.sequences) * seconds / made if made > 0 else None
+        eta = (seen.num_sequences - seen.sequences) * seconds / made if made > 0 and job.sealed else None
         return Progress.of(job, running, (seen.tokens - first_tokens) / seconds, eta)

@@ -57,7 +57,6 @@ class PromptSource:
         self.problems = Problems()
         self.ignored_columns: list[str] = []
         self._spec = spec
-        self._needs_response = spec.kind == "score"
         self._columns = Columns(spec.columns)
         self._batch = OpenAIBatch(spec)
         self._hashes, self._numbers = array("Q"), array("Q")
@@ -137,17 +136,13 @@ class PromptSource:
             return None
         if self._spec.dataset is not None and data.get("custom_id") is None:
             data = {**data, "custom_id": f"{self._spec.split}-{number}"}
-        try:
-            row = data if isinstance(data, PromptRow) else PromptRow.model_validate(data)
-        except ValidationError as error:
-            for problem in problems(error):
+        row = checked(data, self._spec.kind)
+        if isinstance(row, list):
+            for problem in row:
                 self.problems.add(f"{self._place(number)} {problem}")
             return None
         if isinstance(data, dict) and len(data) > len(row.model_fields_set):
             self._ignore(name for name in data if name not in PromptRow.model_fields)
-        if self._needs_response and row.response is None and row.response_token_ids is None:
-            self.problems.add(f"{self._place(number)} response: kind score needs response or response_token_ids")
-            return None
         return row
 
     def _ignore(self, names: Iterable[str]) -> None:
@@ -159,6 +154,17 @@ class PromptSource:
         called = str(len(self._hashes)) if custom_id is None else custom_id
         self._hashes.append(int.from_bytes(blake2b(called.encode(), digest_size=8).digest(), "big"))
         self._numbers.append(number)
+
+
+def checked(data: Any, kind: str) -> PromptRow | list[str]:
+    """The row, for a job of this kind, or what is wrong with it, a `field: message` each."""
+    try:
+        row = data if isinstance(data, PromptRow) else PromptRow.model_validate(data)
+    except ValidationError as error:
+        return problems(error)
+    if kind == "score" and row.response is None and row.response_token_ids is None:
+        return ["response: kind score needs response or response_token_ids"]
+    return row
 
 
 def _dataset_rows(spec: JobSpec) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,4 +1,6 @@
-"""Takes shards back from workers that died or stopped answering. Anyone alive may look, at any time.
+"""Takes shards back from workers that died or stopped answering, and seals jobs whose feeders did.
+
+Anyone alive may look, at any time.
 
 A worker's death is seen by its heartbeat standing still, measured by the onlooker's own monotonic clock between its own
 looks: clocks of different machines are never compared. A reaper that could not look for half a lease, stopped itself or
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.abandoned import Abandoned
 from jobs.logs import last_words
 from jobs.processes import is_dead
 from jobs.records import Shard, Worker
@@ -41,18 +44,21 @@ class Reaper:
         self._limit = limit
         self._clock = clock
         self._root = root
+        self._abandoned = Abandoned(store, lease_seconds)
         self._seen: dict[_Key, tuple[int, float]] = {}  # heartbeat, and when it was first seen at this count
         self._last_look = clock()
 
     def look(self) -> int:
         """Take back what is lost, remove the rows of dead workers; how many shards were taken back."""
-        if any(self._last_look - since > self._lease / 4 for _, since in self._seen.values()):
+        still = [self._last_look - since for _, since in self._seen.values()]
+        if max([*still, self._abandoned.oldest(self._last_look)]) > self._lease / 4:
             self._store.touch()  # as long as this waits or fails, no heartbeat gets through either
         dead = [worker for worker in self._store.workers() if is_dead(worker)]  # before their shards are read
         running = self._store.running_beats()
         at = self._clock()
         if at - self._last_look > self._lease / 2:
             self._seen.clear()
+            self._abandoned.forget()
         self._last_look = at
         seen: dict[_Key, tuple[int, float]] = {}
         reaped = 0
@@ -64,6 +70,7 @@ class Reaper:
             if reason is not None:
                 reaped += self._store.reap(*key, beat=shard.beat, reason=reason, limit=self._limit)
         self._seen = seen
+        self._abandoned.look(at)
         for worker in dead:
             self._store.forget_worker(worker.id)
         return reaped

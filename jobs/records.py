@@ -62,6 +62,7 @@ class Job:
     started_at: float | None
     ended_at: float | None
     ttl: float | None  # seconds that gc keeps the job after its end
+    truncated: str | None  # why its prompts ended before their producer did; of a job that was fed them
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class Shard:
     error: str | None
     claimed_at: float | None
     ended_at: float | None
+    done_order: int | None  # 1 for the first of the job's shards that was done
 
 
 class Committed(NamedTuple):
@@ -229,6 +231,16 @@ class Webhook:
 
 
 @dataclass(frozen=True, slots=True)
+class Feed:
+    """A job that is not sealed, and how whoever feeds it is."""
+
+    job_id: str
+    num_prompts: int
+    fed: int  # heartbeats
+    feeder: dict[str, Any] | None  # the fields of a `ProcessName`, where it is known
+
+
+@dataclass(frozen=True, slots=True)
 class ShardRange:
     """A shard to be: rows [start, stop) of a segment."""
 
@@ -251,6 +263,7 @@ class NewJob:
     samples: int  # G
     idempotency_key: str | None = None
     sealed: bool = True
+    feeder: dict[str, Any] | None = None  # the `ProcessName` that feeds it prompts, of one that is not sealed
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,12 +47,13 @@ class ResultFile:
     prompt_errors: int
     shard: int | None = None  # None: of an export
     added: tuple[Added, ...] = ()  # columns beside those of the file, the same for every file of a job
+    done_order: int | None = None  # of the shard among all that are done; None where that is not known
 
     @classmethod
     def of(cls, shard: Shard, path: Path, errors: Path | None, added: tuple[Added, ...] = ()) -> ResultFile:
         """The files of a done shard, which lie there."""
         totals = (shard.sequences, shard.tokens, shard.prompt_errors)
-        return cls(path, errors, shard.sha256 or "", *totals, shard=shard.index, added=added)
+        return cls(path, errors, shard.sha256 or "", *totals, shard.index, added, shard.done_order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from jobs.files import flush, make_folder, writing
 from jobs.parquet import ROW_GROUP, SegmentWriter, read_segment
@@ -20,7 +21,8 @@ from jobs.spec import PromptRow
 
 SEGMENT_ROWS = 65_536
 _GROUP_CHARACTERS = 8 * 2**20  # of canonical JSON, after which a row group is written even if it has few rows
-_FIELDS = tuple(PromptRow.model_fields)
+_FIELDS = (*PromptRow.model_fields, "error")
+_Given = TypeVar("_Given", PromptRow, "PromptRow | BadPrompt")
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -36,11 +38,23 @@ class SnapshotRow:
     answer: str | None = None
     response: str | None = None
     response_token_ids: list[int] | None = None
+    error: str | None = None  # why it is no prompt, of what came in the place of one; nothing else is given then
 
     @property
     def content(self) -> str | list[dict[str, Any]] | list[int]:
         """The prompt in the form in which it was given."""
         return next(c for c in (self.prompt, self.messages, self.prompt_token_ids) if c is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class BadPrompt:
+    """What came in a stream in the place of a prompt and is none."""
+
+    error: str
+
+
+Item = PromptRow | BadPrompt
+"""What comes in a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +72,14 @@ class Snapshot:
         """Shards of `shard_size` prompts in order, the last one smaller."""
         first = 0
         for segment, rows in enumerate(self.segments):
-            for start in range(0, rows, shard_size):
-                yield ShardRange(segment, start, min(start + shard_size, rows), first + start)
+            yield from shard_ranges(segment, rows, first, shard_size)
             first += rows
+
+
+def shard_ranges(segment: int, rows: int, first_prompt: int, shard_size: int) -> Iterator[ShardRange]:
+    """The shards of one segment of so many rows, the last one smaller."""
+    for start in range(0, rows, shard_size):
+        yield ShardRange(segment, start, min(start + shard_size, rows), first_prompt + start)
 
 
 def write_snapshot(paths: JobPaths, rows: Iterable[PromptRow], *, shard_size: int) -> Snapshot:
@@ -92,6 +111,15 @@ def write_snapshot(paths: JobPaths, rows: Iterable[PromptRow], *, shard_size: in
     return Snapshot(digest.hexdigest(), tuple(segments))
 
 
+def write_segment(path: Path, rows: Iterable[Item], first_prompt: int) -> None:
+    """Writes one segment whose first row has this prompt_index, durably but for its name. Raises ResultsError."""
+    writer = SegmentWriter(path)
+    for group in _groups(rows, SEGMENT_ROWS):
+        writer.write([_stored(first_prompt + i, row) for i, (row, _) in enumerate(group)])
+        first_prompt += len(group)
+    writer.close()
+
+
 def read_rows(paths: JobPaths, segment: int, start: int, stop: int) -> list[SnapshotRow]:
     """Rows [start, stop) of a segment, a shard's prompts. Raises ResultsError if they cannot be read."""
     return [_row(data) for data in read_segment(paths.segment(segment), start, stop)]
@@ -115,12 +143,12 @@ def _stored_rows(paths: JobPaths, segments: int) -> Iterator[dict[str, Any]]:
         yield from read_segment(paths.segment(segment), 0)
 
 
-def _groups(rows: Iterable[PromptRow], per_segment: int) -> Iterator[list[tuple[PromptRow, str]]]:
+def _groups(rows: Iterable[_Given], per_segment: int) -> Iterator[list[tuple[_Given, str]]]:
     """Row groups of (row, canonical line) that end where a segment ends."""
-    group: list[tuple[PromptRow, str]] = []
+    group: list[tuple[_Given, str]] = []
     size = 0
     for count, row in enumerate(rows, start=1):
-        line = _canonical({name: getattr(row, name) for name in _FIELDS})
+        line = _canonical(_given(row))
         group.append((row, line))
         size += len(line)
         if len(group) == ROW_GROUP or size >= _GROUP_CHARACTERS or count % per_segment == 0:
@@ -135,14 +163,19 @@ def _canonical(fields: dict[str, Any]) -> str:
     return _encode({name: value for name, value in fields.items() if value is not None}) + "\n"
 
 
-def _stored(index: int, row: PromptRow) -> dict[str, Any]:
-    messages = None if row.messages is None else _encode(row.messages)
-    return {**{name: getattr(row, name) for name in _FIELDS}, "prompt_index": index, "messages": messages}
+def _given(row: Item) -> dict[str, Any]:
+    return {name: getattr(row, name, None) for name in _FIELDS}
+
+
+def _stored(index: int, row: Item) -> dict[str, Any]:
+    fields = _given(row)
+    messages = None if fields["messages"] is None else _encode(fields["messages"])
+    return {**fields, "prompt_index": index, "messages": messages}
 
 
 def _fields(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of PromptRow, in its order, from a stored row."""
-    fields = {name: data[name] for name in _FIELDS}
+    """The fields of PromptRow, in its order, from a stored row; an older one has no `error`."""
+    fields = {name: data.get(name) for name in _FIELDS}
     if fields["messages"] is not None:
         fields["messages"] = json.loads(fields["messages"])
     return fields

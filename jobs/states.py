@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from jobs.text import plural
+
 
 class JobState(StrEnum):
     QUEUED = "queued"
@@ -31,6 +33,11 @@ class ShardState(StrEnum):
     @property
     def ended(self) -> bool:
         return self in (ShardState.DONE, ShardState.FAILED, ShardState.CANCELLED)
+
+
+def broken_off(prompts: int, why: str) -> str:
+    """What a job says that got no more than these prompts, though more were to come."""
+    return f"its prompts broke off after {plural(prompts, 'prompt')}: {why}"
 
 
 _J, _S = JobState, ShardState

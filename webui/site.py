@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from jobs import Client, JobHandle
 from jobs.errors import StoreError
+from jobs.intake import Intake
 from jobs.paths import JobPaths
 from jobs.settings import Settings
 from jobs.store import Store
@@ -28,8 +29,10 @@ class Site:
         self.settings = settings
         self.views = Views()
         self.summaries = Summaries()
+        self.streams = 0  # answers under way that go on for as long as a job; counted on the event loop
         self._lock = threading.Lock()
         self._client: Client | None = None
+        self._intake: Intake | None = None
 
     @property
     def client(self) -> Client:
@@ -38,6 +41,15 @@ class Site:
             if self._client is None:
                 self._client = Client(self.settings)
             return self._client
+
+    @property
+    def intake(self) -> Intake:
+        """What takes in prompts that come as a stream. Raises StoreError as `client`."""
+        store = self.store
+        with self._lock:
+            if self._intake is None:
+                self._intake = Intake(store, self.settings)
+            return self._intake
 
     @property
     def store(self) -> Store:

@@ -300,6 +300,9 @@ def _encode(
 
     good = []
     for row in rows:
+        if row.error is not None:
+            result.fail(row, row.error)
+            continue
         try:
             ids = processor.encode(row.content, spec.chat_template_kwargs)
             response: list[int] = []

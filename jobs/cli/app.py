@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.cli import db, doctor, fetch, follow, gc, listing, logs, report, reward, show, steer, submit, workers
+from jobs.cli import db, doctor, fetch, follow, gc, listing, logs, report, reward, show, steer, stream, submit, workers
 from jobs.cli.output import error
 from jobs.cli.spec_options import SpecCommand, with_flags
 from jobs.errors import SeqprocError, SpecError
@@ -81,6 +81,7 @@ def build() -> typer.Typer:
     app.command()(logs.logs)
     app.command()(steer.cancel)
     app.command()(steer.retry)
+    app.command()(stream.stream)
     app.command()(fetch.fetch)
     app.command()(show.show)
     app.command()(reward.reward)

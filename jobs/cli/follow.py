@@ -176,8 +176,8 @@ def _display(handle: JobHandle, out: Output) -> Iterator[_Display]:
                 task,
                 description=str(progress.state),
                 completed=progress.sequences,
-                total=max(progress.num_sequences, 1),
-                sequences=f"{progress.sequences:,}/{progress.num_sequences:,} sequences",
+                total=max(progress.num_sequences, 1) if progress.sealed else None,
+                sequences=_sequences(progress),
                 tokens=f"{progress.tokens:,} tokens",
                 rate=_rate(progress),
             )
@@ -201,11 +201,17 @@ class _Lines:
         self._next, self._last = now + _LINE_EVERY, moved
         parts = [
             f"{self._handle.id} {progress.state}",
-            f"{progress.sequences:,}/{progress.num_sequences:,} sequences",
+            _sequences(progress),
             f"{progress.tokens:,} tokens",
             _rate(progress),
         ]
         self._out.hint("  ".join(part for part in parts if part))
+
+
+def _sequences(progress: Progress) -> str:
+    """How many of how many; of a job to which prompts still come nobody knows that."""
+    so_far = "" if progress.sealed else " so far"
+    return f"{progress.sequences:,}/{progress.num_sequences:,} sequences{so_far}"
 
 
 def _rate(progress: Progress) -> str:
@@ -219,6 +225,8 @@ def _summary(handle: JobHandle, progress: Progress, took: float, out: Output) ->
     """How it ended, in one line; a failure is said even under `-q`."""
     made = f"{progress.sequences:,} of {plural(progress.num_sequences, 'sequence')}, {plural(progress.tokens, 'token')}"
     line = f"Job {handle.id} {progress.state}: {made}, watched for {seconds(took)}"
+    if handle.record.truncated:
+        line += f"; {handle.record.truncated}"
     if progress.prompt_errors:
         line += f"; {plural(progress.prompt_errors, 'prompt')} could not be done, see: seqproc status {handle.id}"
     if progress.state is JobState.FAILED:

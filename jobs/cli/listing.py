@@ -52,7 +52,7 @@ def list_jobs(
 
 
 def _row(job: Job) -> tuple[str, ...]:
-    done = f"{job.done_sequences:,}/{job.num_sequences:,}"
+    done = f"{job.done_sequences:,}/{job.num_sequences:,}{'' if job.sealed else ' so far'}"
     age = seconds(max(0.0, time.time() - job.created_at))
     return (job.id, job.state, done, f"{job.done_tokens:,}", age, job.model, job.name or "")
 
@@ -86,6 +86,7 @@ def _lines(handle: JobHandle) -> list[tuple[str, str]]:
         (job.failed_shards, "failed"),
         (job.cancelled_shards, "cancelled"),
     )
+    so_far = "" if job.sealed else " so far, more may come"
     lines = [
         ("id", job.id),
         ("state", job.state),
@@ -96,8 +97,9 @@ def _lines(handle: JobHandle) -> list[tuple[str, str]]:
         ("adapter", job.adapter or ""),
         ("queue", f"{job.queue}, priority {job.priority}"),
         ("seed", str(job.spec["seed"])),
-        ("prompts", f"{job.num_prompts:,} × {job.spec['G']}"),
-        ("sequences", f"{progress.sequences:,} of {progress.num_sequences:,}"),
+        ("prompts", f"{job.num_prompts:,} × {job.spec['G']}{so_far}"),
+        ("sequences", f"{progress.sequences:,} of {progress.num_sequences:,}{so_far}"),
+        ("truncated", job.truncated or ""),
         ("tokens", f"{progress.tokens:,}"),
         ("shards", ", ".join(f"{count:,} {what}" for count, what in shards if count)),
         ("created", f"{moment(job.created_at)} by {job.owner}"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from jobs.cli.feed import feed
 from jobs.cli.follow import TrackFlag, follow
 from jobs.cli.output import JsonFlag, Output, QuietFlag, hint_unrung, stderr_console
 from jobs.cli.spec_options import to_fields
@@ -29,6 +30,9 @@ def submit(
     source: Annotated[
         str | None, typer.Argument(metavar="FILE|-", help="JSONL, CSV or Parquet file of prompts; - is standard input.")
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Take prompts from standard input as they come; workers begin at once.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run a worker here even if others are alive.")] = False,
     track: TrackFlag = None,
@@ -49,6 +53,10 @@ def submit(
         require(track)  # before anything is stored
     spec = _spec(source, ctx.obj)
     stdin = sys.stdin.buffer if spec.file == "-" else None
+    if stream:
+        if stdin is None or dry_run:
+            raise UsageError("--stream takes prompts as they come, from standard input: give - and no --dry-run")
+        raise typer.Exit(feed(spec, out, detach=detach, local=local, track=track))
 
     from jobs.client import Client
 

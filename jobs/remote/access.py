@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any, BinaryIO
 from uuid import uuid4
 
@@ -13,16 +14,17 @@ from pydantic import ValidationError
 from jobs.access import OnPrompt, Retried
 from jobs.errors import SpecError
 from jobs.labels import Label, written
-from jobs.paging import cursor
+from jobs.paging import Page, cursor
 from jobs.presence import WorkerStatus
 from jobs.progress import JobStatus, Running
 from jobs.records import Attempt, Job, LostSpec, Moment, Shard, Sidecar, Webhook
 from jobs.remote.cache import Cache
 from jobs.remote.server import Server
-from jobs.remote.upload import upload
+from jobs.remote.upload import body_of, upload
 from jobs.results import Contents, JobResults, ResultFile, added_columns, by_shard
+from jobs.snapshot import Item
 from jobs.spec import JobSpec, problems
-from jobs.states import JobState
+from jobs.states import JobState, ShardState
 from jobs.submit import Plan, Planned, Submitted
 
 _PAGE = 1_000  # shards, attempts
@@ -61,6 +63,17 @@ class Remote:
             found = self._server.upload(Planned, "/jobs/plan/stream", sent.body)
         resolved = JobSpec.of_stored(found.spec).model_copy(update={"prompts": spec.prompts, "file": spec.file})
         return Plan(**asdict(found) | {"spec": resolved, "ignored_columns": sent.ignored_columns})
+
+    def open(self, spec: JobSpec) -> Submitted:
+        said = spec.model_dump(mode="json", exclude_unset=True, exclude={"file"})
+        done = self._server.send(Submitted, "/jobs/feed", said, again=False)
+        return replace(done, job=_job(done.job))
+
+    def append(self, job_id: str, first: int, items: Sequence[Item]) -> Job:
+        return _job(self._server.upload(Job, f"/jobs/{job_id}/prompts?first={first}", body_of(items)))
+
+    def seal(self, job_id: str, truncated: str | None) -> Job:
+        return _job(self._server.post(Job, f"/jobs/{job_id}/seal", again=True, truncated=truncated))
 
     def job(self, id_or_prefix: str) -> Job:
         return _job(self._server.read(Job, "/find", job=id_or_prefix))
@@ -112,8 +125,25 @@ class Remote:
     def delete(self, job_id: str) -> None:
         self._server.delete(f"/jobs/{job_id}")
 
-    def shards(self, job_id: str) -> list[Shard]:
-        return list(self._shards(job_id))
+    def shards(
+        self, job_id: str, *, states: Collection[ShardState] | None = None, limit: int | None = None
+    ) -> list[Shard]:
+        return list(islice(self._shards(job_id, state=states and list(states)), limit))
+
+    def done_files(self, job_id: str, *, after: int, limit: int) -> list[ResultFile]:
+        found = self._server.read(list[Shard], f"/jobs/{job_id}/done", after=after, limit=limit)
+        if not found:
+            return []
+        numbers = [shard.index for shard in found]
+        sidecars = list(self._sidecars(job_id, min(numbers), max(numbers)))
+        columns, beside = added_columns(self.job(job_id).spec, (s.column for s in sidecars)), by_shard(sidecars)
+        return [self._cache.place(shard, columns, beside.get(shard.index, ())) for shard in found]
+
+    def _sidecars(self, job_id: str, first: int, last: int) -> Iterator[Sidecar]:
+        """Those of the shards from `first` to `last`."""
+        for start in range(first, last + 1, _PAGE):
+            query = {"cursor": cursor(start), "limit": min(_PAGE, last + 1 - start)}
+            yield from self._server.read(Page[Sidecar], f"/jobs/{job_id}/sidecars", **query).items
 
     def _shards(self, job_id: str, **query: Any) -> Iterator[Shard]:
         for page in self._server.pages(Shard, f"/jobs/{job_id}/shards", limit=_PAGE, **query):

@@ -69,6 +69,10 @@ class Server:
         """Send a file of JSON lines, which must mean the same if it arrives twice."""
         return self._parsed(kind, self._request("POST", path, {}, body=body))
 
+    def send(self, kind: type[T], path: str, data: dict[str, Any], *, again: bool) -> T:
+        """Send plain data. `again` as of `post`."""
+        return self._parsed(kind, self._request("POST", path, {}, again=again, data=data))
+
     def put(self, kind: type[T], path: str, data: dict[str, Any]) -> T:
         """Put plain data at a path; putting it twice is no harm."""
         return self._parsed(kind, self._request("PUT", path, {}, data=data))
@@ -105,7 +109,7 @@ class Server:
         data: dict[str, Any] | None = None,
     ) -> httpx2.Response:
         given = {name: value for name, value in query.items() if value is not None}
-        options: dict[str, Any] = {"params": given, "timeout": _TIMEOUT if method == "GET" else _LONG}
+        options: dict[str, Any] = {"params": given or None, "timeout": _TIMEOUT if method == "GET" else _LONG}
         if data is not None:
             options |= {"json": data}
         if body is not None:

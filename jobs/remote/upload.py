@@ -10,16 +10,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from tempfile import TemporaryFile
 from typing import IO, Any, BinaryIO
 
 from jobs.jsonl import line
 from jobs.prompts import PromptSource
-from jobs.snapshot import SnapshotRow
+from jobs.snapshot import BadPrompt, Item, SnapshotRow
 from jobs.spec import JobSpec
 from rlp_datasets import is_external
 
 _OF_PROMPTS = {"prompts", "file", "columns", "dataset", "split", "num_prompts", "prompt_seed"}
+
+_PIECE = 8 * 2**20  # bytes of one body of a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +64,14 @@ def _names(body: IO[bytes]) -> Iterator[SnapshotRow]:
     next(body)
     for index, text in enumerate(body):
         yield SnapshotRow(index, json.loads(text).get("custom_id", str(index)))
+
+
+def body_of(items: Iterable[Item]) -> IO[bytes]:
+    """As many of a stream's prompts as a server takes at once, the first at least, as lines."""
+    lines = BytesIO()
+    for item in items:
+        data = {"error": item.error} if isinstance(item, BadPrompt) else item.model_dump(exclude_none=True)
+        lines.write(line(data).encode())
+        if lines.tell() >= _PIECE:
+            break
+    return lines

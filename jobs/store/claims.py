@@ -61,8 +61,8 @@ class Claims(Part):
             return connection.scalar(*pending_job(queues, exclude)) is not None
 
     def unfinished_exists(self, queues: Sequence[str]) -> bool:
-        """Is there a shard that is pending or running, in whatever hands?"""
-        unfinished = jobs.c.pending_shards + jobs.c.running_shards > 0
+        """Is there a shard that is pending or running, in whatever hands, or a job that is fed and may bring some?"""
+        unfinished = or_(jobs.c.pending_shards + jobs.c.running_shards > 0, jobs.c.sealed.is_(False))
         query = select(jobs.c.id).where(jobs.c.ended_at.is_(None), jobs.c.queue.in_(queues), unfinished).limit(1)
         with self.db.reading() as connection:
             return connection.scalar(through(query, jobs, "jobs_open")) is not None

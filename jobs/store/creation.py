@@ -75,8 +75,10 @@ def _insert_job(connection: Connection, new: NewJob) -> None:
             "idempotency_key",
             "num_prompts",
             "sealed",
+            "feeder",
         )
     }
+    values |= {"fed": None if new.sealed else 0}
     ttl = spec.get("ttl")  # days
     values |= {"ttl": None if ttl is None else ttl * 86_400}
     values |= {"num_sequences": new.num_prompts * new.samples, "state": JobState.QUEUED}
@@ -88,11 +90,19 @@ def _insert_job(connection: Connection, new: NewJob) -> None:
 
 
 def _insert_shards(connection: Connection, new: NewJob, ranges: Iterable[ShardRange]) -> None:
+    count = insert_shards(connection, new.id, ranges, first=0)
+    if not count and new.sealed:
+        raise UsageError("there are no prompts; a job needs at least one")
+    connection.execute(update(jobs).where(jobs.c.id == new.id).values(num_shards=count, pending_shards=count))
+
+
+def insert_shards(connection: Connection, job_id: str, ranges: Iterable[ShardRange], *, first: int) -> int:
+    """Pending shards from this index on; how many they are."""
     count = 0
     for chunk in _chunks(ranges):
         rows = [
             {
-                "job_id": new.id,
+                "job_id": job_id,
                 "index": index,
                 "segment": shard.segment,
                 "start": shard.start,
@@ -100,13 +110,11 @@ def _insert_shards(connection: Connection, new: NewJob, ranges: Iterable[ShardRa
                 "first_prompt": shard.first_prompt,
                 "state": ShardState.PENDING,
             }
-            for index, shard in enumerate(chunk, start=count)
+            for index, shard in enumerate(chunk, start=first + count)
         ]
         connection.execute(insert(shards), rows)
         count += len(rows)
-    if not count and new.sealed:
-        raise UsageError("there are no prompts; a job needs at least one")
-    connection.execute(update(jobs).where(jobs.c.id == new.id).values(num_shards=count, pending_shards=count))
+    return count
 
 
 def _chunks(ranges: Iterable[ShardRange]) -> Iterator[list[ShardRange]]:

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from jobs.errors import WrongState
 from jobs.records import Claim, Job, Shard, Worker
-from jobs.states import JobState, ShardState
+from jobs.states import JobState, ShardState, broken_off
 from jobs.store.locked import AT_REST, LockedJob
 from jobs.store.part import IS_RUNNING, NOW, Part, through
 from jobs.store.rows import JOB_COLUMNS, SHARD_COLUMNS, WORKER_COLUMNS, job_record, shard_record, worker_record
@@ -24,7 +24,9 @@ class Lifecycle(Part):
             if job.state in (JobState.SUCCEEDED, JobState.FAILED):
                 raise WrongState(f"job {job_id} has already {job.state}; there is nothing left to cancel")
             if not job.state.ended and job.state is not JobState.CANCELLING:
-                job.sealed = True  # a stream that still feeds it may end here as well
+                if not job.sealed:  # a stream that still feeds it may end here as well
+                    job.sealed = True
+                    job.set(truncated=broken_off(job.row.num_prompts, "the job was cancelled"), feeder=None)
                 job.move(ShardState.PENDING, ShardState.CANCELLED)
                 if job.counts[ShardState.RUNNING]:
                     job.enter(JobState.CANCELLING)
@@ -57,15 +59,6 @@ class Lifecycle(Part):
             job.save()
             connection.execute(delete(webhooks).where(webhooks.c.job_id == job_id, webhooks.c.delivered_at.is_(None)))
             return _read(connection, job_id)
-
-    def seal(self, job_id: str) -> None:
-        """No more shards will come: the job may end."""
-        with self.db.transaction() as connection:
-            job = LockedJob.take(connection, job_id)
-            if not job.sealed:
-                job.sealed = True
-                job.settle()
-                job.save()
 
     def fail_job(self, claim: Claim, error: str) -> bool:
         """The job's own error: nothing of it can run anywhere. Running shards are fenced off; done ones stay.

@@ -106,7 +106,8 @@ class LockedJob:
         totals = {name: getattr(result, name) for name in ("bytes", "sequences", "tokens", "prompt_errors")}
         files = {name: getattr(result, name) for name in ("file", "errors_file", "sha256")}
         worker = {"running_sequences": 0, "running_tokens": 0, "error": None}  # who made it stays on record
-        self.move(ShardState.RUNNING, ShardState.DONE, index=index, **totals, **files, **worker)
+        order = {"done_order": self.counts[ShardState.DONE] + 1}  # what is done stays done, so no number comes twice
+        self.move(ShardState.RUNNING, ShardState.DONE, index=index, **totals, **files, **worker, **order)
         self.end_attempt(index, attempt, "done", tokens=result.tokens, details=result.details)
         self.set(
             done_sequences=self.row.done_sequences + result.sequences,

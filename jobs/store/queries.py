@@ -71,6 +71,16 @@ class Queries(Part):
             yield from page
             after = page[-1].index
 
+    def done_after(self, job_id: str, order: int, *, limit: int) -> list[Shard]:
+        """The first done shards after the `order`-th that was done, in the order in which they were.
+
+        That order grows at its end alone: a shard that is done later comes later, and what is done never changes.
+        """
+        done = (shards.c.job_id == job_id, shards.c.done_order.is_not(None), shards.c.done_order > order)
+        query = select(*SHARD_COLUMNS).where(*done).order_by(shards.c.done_order).limit(limit)
+        with self.db.reading() as connection:
+            return [shard_record(row) for row in connection.execute(through(query, shards, "shards_done_order"))]
+
     def shard_of(self, job_id: str, prompt_index: int) -> Shard:
         """The shard that holds this prompt. Raises JobNotFound."""
         held = (shards.c.first_prompt <= prompt_index, shards.c.index <= prompt_index)  # a shard holds a prompt or more

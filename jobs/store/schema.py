@@ -4,7 +4,8 @@ Invariants, held by the transactions of this package and by checks where SQL can
   · `jobs.*_shards`, `done_sequences`, `done_tokens`, `prompt_errors` equal the sums over `shards`;
   · `jobs.ended_at` is null exactly while the job has not ended, so the partial index `jobs_open` holds open jobs only;
   · `job_labels.state` is the state of its job;
-  · `shards.attempt` only rises; a shard has a file exactly while it is done.
+  · `shards.attempt` only rises; a shard has a file exactly while it is done;
+  · the done shards of a job are numbered 1, 2, … by `done_order`, as they were done.
 Times are seconds since the epoch by the database's own clock (`now()`), never by a client's.
 """
 
@@ -32,7 +33,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-REVISION = "0004"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
+REVISION = "0005"  # the Alembic revision that these tables are; revisions are numbered, so newer compares greater
 
 
 class Words(TypeDecorator[str]):
@@ -133,6 +134,9 @@ jobs = Table(
     Column("waiting_since", Double, nullable=False),  # created, retried, or its last shard ended: what ages
     Column("deleted_at", Double),
     Column("ttl", Double),  # seconds to keep the job after its end; null: for ever
+    Column("fed", BigInteger),  # heartbeats of whoever feeds it prompts; null: they came all at once
+    Column("feeder", Json),  # the process that feeds it, where that is known
+    Column("truncated", Words),  # why its prompts ended before their producer did
     CheckConstraint(
         "(ended_at IS NULL) = (state IN ('queued', 'running', 'cancelling'))",
         name="ended",
@@ -161,6 +165,7 @@ jobs = Table(
         sqlite_where=text("manifest_revision < revision"),
         postgresql_where=text("manifest_revision < revision"),
     ),
+    Index("jobs_unsealed", "id", sqlite_where=text("NOT sealed"), postgresql_where=text("NOT sealed")),
     Index(
         "jobs_ttl",
         "ended_at",
@@ -207,6 +212,7 @@ shards = Table(
     Column("error", Words),
     Column("claimed_at", Double),
     Column("ended_at", Double),
+    Column("done_order", Integer),  # 1 for the first of the job's shards that was done
     CheckConstraint("state IN ('pending', 'running', 'done', 'failed', 'cancelled')", name="state"),
     CheckConstraint("(state = 'done') = (file IS NOT NULL)", name="file"),
     Index(
@@ -222,6 +228,14 @@ shards = Table(
         "index",
         sqlite_where=text("state = 'running'"),
         postgresql_where=text("state = 'running'"),
+    ),
+    Index(
+        "shards_done_order",
+        "job_id",
+        "done_order",
+        unique=True,
+        sqlite_where=text("done_order IS NOT NULL"),
+        postgresql_where=text("done_order IS NOT NULL"),
     ),
 )
 

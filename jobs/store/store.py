@@ -16,6 +16,7 @@ from jobs.store.changes import Changes
 from jobs.store.claims import Claims
 from jobs.store.creation import Creation
 from jobs.store.database import Database
+from jobs.store.feeding import Feeding
 from jobs.store.lifecycle import Lifecycle
 from jobs.store.listing import Listing
 from jobs.store.queries import Queries
@@ -26,7 +27,7 @@ from jobs.store.webhooks import Webhooks
 from jobs.store.workers import Workers
 
 
-class Store(Creation, Claims, Lifecycle, Queries, Listing, Sidecars, Webhooks, Workers):
+class Store(Creation, Feeding, Claims, Lifecycle, Queries, Listing, Sidecars, Webhooks, Workers):
     """One database. Methods raise StoreError, in a sentence, when it does not answer."""
 
     def __init__(self, db: Database) -> None:

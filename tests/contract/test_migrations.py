@@ -176,3 +176,29 @@ def test_another_programs_database_is_left_alone(fresh: Settings) -> None:
     with pytest.raises(StoreError, match="another program"):
         Store.migrate(fresh)
     db.close()
+
+
+def test_shards_that_were_done_before_0005_are_in_order(fresh: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time at which they ended, and where that is the same by their number."""
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "REVISION", "0004")
+        patch.setattr(migrate, "_upgrade", partial(migrate._upgrade, revision="0004"))
+        Store.migrate(fresh)
+    db = Database(fresh.database)
+    zeros = "attempt, failures, beat, running_sequences, running_tokens, bytes, sequences, tokens, prompt_errors"
+    with db.transaction() as connection:
+        connection.execute(text(A_JOB_OF_0001), {"spec": "{}", "no": False})
+        for index, ended in enumerate((7.0, 5.0, None, 7.0, 6.0)):
+            state, file = ("pending", None) if ended is None else ("done", f"shards/{index}")
+            connection.execute(
+                text(
+                    f'INSERT INTO shards (job_id, "index", segment, start, stop, first_prompt, state, file, ended_at, '
+                    f"{zeros}) VALUES ('old', :index, 0, 0, 1, 0, :state, :file, :ended, 0, 0, 0, 0, 0, 0, 0, 0, 0)"
+                ),
+                {"index": index, "state": state, "file": file, "ended": ended},
+            )
+    db.close()
+    Store.migrate(fresh)
+    store = Store.open(fresh)
+    assert [shard.done_order for shard in store.shards("old")] == [3, 1, None, 4, 2]
+    store.close()

@@ -40,6 +40,7 @@ TRIED = {
     "show": "show JOB",
     "report": "report JOB",
     "reward": "reward --reward tag_format JOB",
+    "stream": "stream JOB",
     "workers": "workers",
     "doctor": "doctor",
     "gc": "gc",

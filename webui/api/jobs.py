@@ -113,6 +113,17 @@ def shards(
     return page_of(found, limit, lambda shard: shard.index)
 
 
+@router.get("/jobs/{job}/done", responses=NO_JOB, summary="List a job's done shards in the order in which they were")
+def done(
+    site: TheSite,
+    job: TheJob,
+    after: Annotated[int, Query(ge=0, lt=2**31, description="Only those behind this `done_order`.")] = 0,
+    limit: Limit = 100,
+) -> list[Shard]:
+    """That order grows at its end alone: to follow a job, ask again behind the last one."""
+    return site.store.done_after(job.id, after, limit=limit)
+
+
 @router.get("/jobs/{job}/attempts", responses=NO_JOB, summary="List every execution of every shard")
 def attempts(site: TheSite, job: TheJob, cursor: Cursor = None, limit: Limit = 100) -> Page[Attempt]:
     found = site.store.attempts(job.id, after=place_of(cursor, tuple[Number, Number]), limit=limit)

@@ -33,7 +33,7 @@ _SUBMIT = _OLDER | NOT_NOW | TOO_MUCH
 _PLAN = TOO_MUCH | refusals(s409="The idempotency key stands for another job.")
 
 
-def _schema() -> dict[str, Any]:
+def spec_schema() -> dict[str, Any]:
     """The spec's schema without what HTTP does not take, and without references."""
     schema = JobSpec.model_json_schema()
     row = schema.pop("$defs")["PromptRow"]
@@ -43,7 +43,7 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
-_JSON = {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema()}}}}
+_JSON = {"requestBody": {"required": True, "content": {"application/json": {"schema": spec_schema()}}}}
 _LINES = {
     "requestBody": {
         "required": True,
