@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
+from jobs.charts.chart import Chart, Frame, axes, band, legend, line, picture, readout, short, ticks
 from jobs.summary import TOKEN_BINS, ByPosition, Floats, Ints, bucket_starts, quantiles
 from jobs.text import minus, percent
-from webui.pictures.chart import Chart, Frame, axes, band, legend, line, picture, readout, short, ticks
 
 _POINTS = 256  # of a line, at most
 _FEW = 10  # responses, below which nothing is drawn
