@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from jobs.charts.chart import Chart, Frame, axes, column, picture, readout, rule, short, step, text, ticks
-from jobs.charts.positions import by_position, starts_of_groups
+from jobs.charts.positions import by_position
 from jobs.estimates import clustered
 from jobs.gold import RULE
+from jobs.series import starts_of_groups
 from jobs.summary import SEQUENCE_BINS, ByPosition, Summary, bucket_starts, quantiles
 from jobs.text import marked, percent
 
