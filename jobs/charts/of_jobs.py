@@ -208,7 +208,7 @@ def _readouts(
     sides = [frame.x[0], *((a + b) / 2 for a, b in pairwise(at)), frame.x[1]]
     for i, (k, *cells) in enumerate(rows):
         told = " · ".join(f"{n}: {cell}" for n, cell in zip(numbers, cells, strict=True)) if numbers else cells[0]
-        yield readout(frame, sides[i], sides[i + 1], f"pass@{k} {told}")
+        yield readout(frame, sides[i], sides[i + 1], f"pass@{k} · {told}")
 
 
 def _figure(value: float) -> str:

@@ -23,7 +23,10 @@ from jobs.report import Report, Spread, Study
 from jobs.report_table import Table, label_of, notes, table_of
 from jobs.text import minus, moment, percent
 
-_SETTINGS = ("G", "temperature", "top_p", "max_new_tokens", "stop_strings", "seed", "dtype", "dataset", "split")
+_SETTINGS = (
+    *("model", "adapter", "revision", "dtype", "dataset", "split", "seed"),
+    *("G", "temperature", "top_p", "max_new_tokens", "stop_strings"),
+)
 
 
 def write_html(path: Path, studies: Sequence[Study]) -> None:
@@ -40,7 +43,7 @@ def html(studies: Sequence[Study]) -> str:
         css=_css(),
         studies=studies,
         figures=list(_figures(reports[0])) if len(studies) == 1 else [],
-        table=_numbered(table_of(reports)),
+        table=_outcomes(table_of(reports)),
         notes=list(notes(reports)),
         unfinished=[label_of(study.report) for study in studies if not study.job.state.ended],
         charts=_of_one(studies[0]) if len(studies) == 1 else of_jobs.draw(reports),
@@ -93,9 +96,11 @@ def _spreads(made: Report) -> Iterator[tuple[str, str]]:
             yield name, minus(f"{spread.mean:.4f} nats/token")
 
 
-def _numbered(table: Table) -> Table:
-    """With the number of each row, by which charts call a job."""
-    return Table(["#", *table.header], [[str(n), *row] for n, row in enumerate(table.rows, start=1)])
+def _outcomes(table: Table) -> Table:
+    """The figures without what stands among the settings, and with each row's number, by which charts call a job."""
+    kept = [i for i, title in enumerate(table.header) if title not in ("MODEL", "ADAPTER")]
+    rows = [[str(n), *(row[i] for i in kept)] for n, row in enumerate(table.rows, start=1)]
+    return Table(["#", *(table.header[i] for i in kept)], rows)
 
 
 def _settings(studies: Sequence[Study]) -> Table:
@@ -126,4 +131,4 @@ def _template() -> Template:
 @cache
 def _css() -> Markup:
     folder = files("jobs.charts") / "static"
-    return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in ("report.css", "chart.css")))
+    return Markup("\n".join((folder / name).read_text(encoding="utf-8") for name in ("chart.css", "report.css")))
