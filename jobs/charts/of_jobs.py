@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jobs.charts.chart import LEFT, RIGHT, Chart, Frame, Ticks, axes, picture, readout, ticks, whisker
 from jobs.charts.series import css_of, ends, legend, series
+from jobs.gold import RULE
 from jobs.report import Report, Spread
 from jobs.text import marked, minus, percent
 
@@ -51,21 +52,14 @@ def pass_at_k(reports: Sequence[Report]) -> Chart | None:
         parts += _readouts(frame, ks, rows, [n + 1 for n, _ in curves] if key else [])
     note = (
         "Chance that one of k responses to a prompt is correct: the unbiased estimate 1 − C(n−c, k) / C(n, k) from c "
-        "correct of n responses (Chen et al. 2021), averaged over prompts that have a gold answer."
+        "correct of n that were judged (Chen et al. 2021), averaged over prompts with at least k of them."
     )
     svg = picture(frame.bottom + 46, "pass@k over k, one line a job", parts)
     return Chart("pass-at-k", "pass@k", note, svg, ("k", *names), rows)
 
 
 def _charts(reports: Sequence[Report]) -> Iterator[Chart]:
-    accuracy = [
-        None if made.accuracy is None else (made.accuracy.mean, made.accuracy.low, made.accuracy.high)
-        for made in reports
-    ]
-    if any(accuracy):
-        note = "Share of correct responses. Bars: 95 % interval (Wilson), which counts prompts, not responses."
-        lines: list[_Line] = [("accuracy", accuracy)]
-        yield _by_job("accuracy", "Accuracy by job", note, "accuracy, %", reports, lines, shares=True)
+    yield from _verdicts(reports)
     if (curves := pass_at_k(reports)) is not None:
         yield curves
     yield from _nats(
@@ -80,8 +74,37 @@ def _charts(reports: Sequence[Report]) -> Iterator[Chart]:
     )
     if any(means):
         note = "Response tokens. A median beyond 256 tokens is known to 1/128."
-        lines = [("mean", means), ("median", medians)]
+        lines: list[_Line] = [("mean", means), ("median", medians)]
         yield _by_job("lengths", "Response length by job", note, "length, tokens", reports, lines)
+
+
+def judged_by(reports: Sequence[Report]) -> str:
+    """What tells right from wrong in these reports, in words."""
+    names = {made.reward for made in reports if made.accuracy is not None}
+    if len(names) > 1:
+        return "by what stands under BY in the table, and without it " + RULE
+    return RULE if names == {None} else f"by the reward {', '.join(marked(name) for name in names if name)}"
+
+
+def _verdicts(reports: Sequence[Report]) -> Iterator[Chart]:
+    accuracy: list[_Value] = [made.accuracy for made in reports]
+    if any(accuracy):
+        note = f"Share of responses that are correct: {judged_by(reports)}. Bars: 95 % interval (Wilson) over prompts."
+        lines: list[_Line] = [("accuracy", accuracy)]
+        yield _by_job("accuracy", "Accuracy by job", note, "accuracy, %", reports, lines, shares=True)
+    rewards = [_reward(made) for made in reports]
+    if any(rewards):
+        names = ", ".join(sorted({marked(made.reward) for made in reports if made.reward and _reward(made)}))
+        note = f"Mean over prompts of {names}. Bars: one standard error, clustered by prompt."
+        yield _by_job("reward", "Mean reward by job", note, "reward", reports, [("reward", rewards)])
+
+
+def _reward(made: Report) -> _Value:
+    """The mean and a standard error around it, of a reward that is no accuracy."""
+    if made.mean_reward is None or made.accuracy is not None:
+        return None
+    error = made.mean_reward_error or 0.0
+    return (made.mean_reward, made.mean_reward - error, made.mean_reward + error)
 
 
 def samples_the_model(report: Report) -> bool:

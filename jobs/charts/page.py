@@ -59,25 +59,41 @@ def _of_one(study: Study) -> list[Chart]:
     charts = of_job.draw(summary, spec["max_new_tokens"], spec["G"])
     if of_jobs.samples_the_model(report):
         charts = [chart for chart in charts if not chart.name.startswith("sampling_")]
+    if report.reward is not None:  # the chart of correct responses goes by equal text
+        charts = [chart for chart in charts if chart.name != "correct"]
     curve = of_jobs.pass_at_k([report])
     return charts if curve is None else [*charts, curve]
 
 
 def _figures(made: Report) -> Iterator[tuple[str, str]]:
     """The job in a line: (name, figure)."""
+    yield from _counts(made)
+    yield from _spreads(made)
+    yield from _distances(made)
+
+
+def _counts(made: Report) -> Iterator[tuple[str, str]]:
     yield "sequences", f"{made.sequences:,}"
     yield "tokens", f"{made.tokens:,}"
     if made.prompt_errors:
         yield "prompts that failed", f"{made.prompt_errors:,} of {made.prompts:,}"
     if made.accuracy is not None:
         mean, low, high = (100 * bound for bound in made.accuracy)
-        yield "accuracy [95 % interval]", f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
-        last = max(made.pass_at_k)
+        by = f" by {made.reward}" if made.reward else ""
+        yield f"accuracy{by} [95 % interval]", f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+        last = max(made.pass_at_k, default=1)
         if last > 1:
             yield f"pass@{last}", percent(made.pass_at_k[last])
+    elif made.mean_reward is not None:
+        error = "" if made.mean_reward_error is None else f" ± {made.mean_reward_error:.4f}"
+        yield f"mean {made.reward} ± standard error", minus(f"{made.mean_reward:.4f}") + error
+    if made.reward and made.unjudged:
+        yield f"not judged by {made.reward}", f"{made.unjudged:,}"
     if made.mean_length is not None:
         yield "mean length", f"{made.mean_length:,.1f} tokens"
-    yield from _spreads(made)
+
+
+def _distances(made: Report) -> Iterator[tuple[str, str]]:
     if made.apart is not None:
         yield "KL of sampling to model", minus(f"{round(made.apart.kl, 4) + 0.0:.4f} nats/token")
         yield "effective sample size", f"{made.apart.ess:,.1f} ({percent(made.apart.ess_share)})"

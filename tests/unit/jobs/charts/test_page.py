@@ -55,7 +55,7 @@ class Reader(HTMLParser):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += f"{data} "
 
 
 def several(made: Report) -> list[Report]:
@@ -123,6 +123,23 @@ class TestCharts:
         ks = [int(row[0]) for row in chart.rows]
         assert ks == sorted(set(ks)) and ks[:16] == list(range(1, 17)) and ks[-1] == 1024
 
+    def test_who_judged_is_said(self, finished: Finished) -> None:
+        made = study(finished[0]).report
+        [plain, *_] = of_jobs.draw([made])
+        assert "exactly one <answer> block" in plain.note
+        [by, *_] = of_jobs.draw([replace(made, reward="math_answer")] * 2)
+        assert "by the reward math_answer" in by.note
+        [mixed, *_] = of_jobs.draw([made, replace(made, reward="math_answer")])
+        assert "BY in the table" in mixed.note
+
+    def test_a_reward_that_is_no_accuracy(self, finished: Finished) -> None:
+        none = replace(study(finished[0]).report, accuracy=None, pass_at_k={}, reward="brief")
+        reports = [replace(none, mean_reward=mean, mean_reward_error=0.25) for mean in (-1.0, 0.5, 2.0)]
+        [chart, *_] = of_jobs.draw([*reports, replace(none, mean_reward=None, mean_reward_error=None)])
+        assert chart.name == "reward" and "brief" in chart.note
+        assert points(chart, 0, "y") == pytest.approx([-1, 0.5, 2], abs=0.02)
+        assert [row[1] for row in chart.rows] == ["−1", "0.5", "2", ""]
+
     def test_one_response_a_prompt_has_no_curve(self, finished: Finished) -> None:
         made = replace(study(finished[0]).report, pass_at_k={1: 0.5})
         assert of_jobs.pass_at_k([made]) is None
@@ -167,6 +184,20 @@ class TestPage:
         assert f"{100 * one.report.accuracy.mean:.1f} %" in text and f"{one.report.entropy.mean:.4f} nats/token" in text
         assert "Drift from float32 was not measured: no worker has told of it." in text
         assert "run=a" in text
+
+    def test_a_job_that_a_reward_judged(self, finished: Finished) -> None:
+        one = study(finished[0])
+        judged = one._replace(report=replace(one.report, reward="math_answer", unjudged=7))
+        page = html([judged])
+        assert '<figure id="correct">' not in page, "it goes by another rule than the figure above it"
+        text = " ".join(Reader(page).text.split())
+        assert "accuracy by math_answer [95 % interval]" in text and "not judged by math_answer 7" in text
+        lengths = replace(
+            judged.report, reward="brief", accuracy=None, pass_at_k={}, mean_reward=0.5, mean_reward_error=0.125
+        )
+        assert "mean brief ± standard error 0.5000 ± 0.1250" in " ".join(
+            Reader(html([one._replace(report=lengths)])).text.split()
+        )
 
     def test_a_row_a_job_in_the_order_given(self, finished: Finished) -> None:
         one = study(finished[0])
