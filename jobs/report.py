@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from jobs.drift import Drift, drift_of
 from jobs.errors import ResultsError
 from jobs.estimates import Interval, accuracy, effective_samples, pass_at_k
 from jobs.parquet import as_numpy, read_pieces
 from jobs.ragged import row_sums
+from jobs.records import Job
 from jobs.reward_figures import choose, figures, rewards_of
 from jobs.summary import TOKEN_BINS, ByPosition, Ints, Summary, bucket_starts, columns_for, quantiles, summarise
 
@@ -77,6 +79,7 @@ class Report:
     sampling_logprob: Spread | None
     sampling_entropy: Spread | None
     apart: Apart | None
+    drift: Drift | None  # None: no worker told of any
 
     def flat(self) -> dict[str, Any]:
         """The same as one row of a table: `accuracy_low`, `pass@4`, `entropy_mean`, `finish_eos`, `label_run`, …"""
@@ -98,6 +101,14 @@ class Report:
         return row
 
 
+class Study(NamedTuple):
+    """A report, what it is on, and the summary it was made of: charts and figures by position come from that."""
+
+    job: Job  # as it was when its shards were read
+    report: Report
+    summary: Summary
+
+
 def report(
     job: JobHandle,
     *,
@@ -105,7 +116,18 @@ def report(
     partial: bool = False,
     on_shard: Callable[[int], None] = lambda done: None,
 ) -> Report:
-    """The report on a job.
+    """The report on a job. Arguments and errors are those of `study`."""
+    return study(job, reward=reward, partial=partial, on_shard=on_shard).report
+
+
+def study(
+    job: JobHandle,
+    *,
+    reward: str | None = None,
+    partial: bool = False,
+    on_shard: Callable[[int], None] = lambda done: None,
+) -> Study:
+    """The report on a job with its summary, in one pass over its shards.
 
     Args:
         job: from `client.get`, of this machine or a server.
@@ -137,7 +159,7 @@ def report(
             rewards.append(rewards_of(file, chosen))
         on_shard(done)
     verdicts = _judged(summary) if chosen is None else _rewarded(chosen, rewards)
-    return _made(job, summary, _apart(weights, summary.tokens), verdicts)
+    return Study(job.record, _made(job, summary, _apart(weights, summary.tokens), verdicts), summary)
 
 
 def table(reports: Iterable[Report]) -> pandas.DataFrame:
@@ -170,6 +192,7 @@ def _made(job: JobHandle, summary: Summary, apart: Apart | None, verdicts: dict[
         sampling_logprob=_spread(measured.get("sampling_logprobs"), negative=True),
         sampling_entropy=_spread(measured.get("sampling_entropies")),
         apart=apart,
+        drift=drift_of(job.attempts()),
     )
 
 

@@ -34,5 +34,6 @@ def create_app(settings: Settings, *, loopback: bool) -> FastAPI:
     refusals.install(app)
     for module in (health, login, api, pages, pictures):
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    static = StaticFiles(directory=Path(__file__).parent / "static", packages=[("jobs.charts", "static")])
+    app.mount("/static", static, name="static")
     return app

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
+import pexpect
 import pytest
 
 from tests.cli.conftest import Run, the_json
@@ -24,6 +29,36 @@ def test_the_other_forms(seqproc: Run, finished: str) -> None:
     lines = seqproc("report", finished, "--markdown").stdout.splitlines()
     assert lines[0].startswith("| ID | MODEL |") and set(lines[1]) == set("| -") and len(lines) == 3
     assert seqproc("report", finished, "-q").stdout == f"{finished}\n"
+
+
+def test_a_page_beside_the_table(seqproc: Run, finished: str, tmp_path: Path) -> None:
+    plain = seqproc("report", finished)
+    result = seqproc("report", finished, "--html", "one.html")
+    assert (result.exit_code, result.stdout) == (0, plain.stdout) and "Wrote one.html" in result.stderr
+    page = Path("one.html").read_text()
+    assert finished in page and page.count("<figure") > 4
+    assert the_json(seqproc("report", finished, finished, "--html", "two.html", "--json"))[1]["id"] == finished
+    assert "Report on 2 jobs" in Path("two.html").read_text()
+    nowhere = seqproc("report", finished, "--html", "nowhere/one.html")
+    assert nowhere.exit_code == 2 and "there is no folder nowhere" in nowhere.stderr
+    folder = seqproc("report", finished, "--html", str(tmp_path))
+    assert folder.exit_code == 2 and "is a folder" in folder.stderr
+
+
+def test_drift_is_told_or_said_to_be_unknown(seqproc: Run, finished: str) -> None:
+    assert "Drift from float32 was not measured: no worker has told of it." in seqproc("report", finished).stderr
+    assert the_json(seqproc("report", finished, "--json"))["drift"] is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal that is a file")
+def test_a_terminal_of_80_columns(seqproc: Run, finished: str) -> None:
+    """Every column is there and no line is cut."""
+    plain = seqproc("report", finished, finished).stdout.split()
+    child = pexpect.spawn(sys.executable, ["-m", "jobs", "report", finished, finished], dimensions=(40, 80))
+    child.expect(pexpect.EOF, timeout=60)
+    text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", child.before.decode())
+    assert set(plain) <= set(text.split()) and "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines() if "━" not in line and "Drift" not in line) <= 80
 
 
 def test_what_cannot_be_reported(seqproc: Run, submitted: str) -> None:

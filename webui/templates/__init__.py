@@ -11,26 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Request
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
-from jobs.text import marked
+from jobs.charts.templates import environment
 from webui.templates.filters import FILTERS
 
-
-def _finalize(value: Any) -> Any:
-    return marked(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-_environment = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    finalize=_finalize,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_environment = environment(Path(__file__).parent)
 _environment.filters |= FILTERS
 
 

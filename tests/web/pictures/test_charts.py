@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
+from jobs.charts import chart
+from jobs.charts.chart import Frame
 from jobs.snapshot import SnapshotRow
 from tests.web.pictures.conftest import Page, Studio, a_row
-from webui.pictures import chart
-from webui.pictures.chart import Frame
 
 G = 4
 

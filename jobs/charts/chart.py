@@ -118,6 +118,13 @@ def rule(frame: Frame, at: float, label: str) -> Markup:
     ).format(_n(place), _n(frame.top), _n(frame.bottom), _n(place + side[1]), _n(frame.top + 11), side[0], label)
 
 
+def whisker(frame: Frame, x: float, low: float, high: float, css: str) -> Markup:
+    """An upright line between two values, with a short bar across each of its ends."""
+    at, top, bottom = frame.across(x), frame.up(high), frame.up(low)
+    bars = (f"M{_n(at - 4)} {_n(end)}h8" for end in (top, bottom))
+    return Markup('<path class="{}" d="M{} {}V{}{}"/>').format(css, _n(at), _n(top), _n(bottom), "".join(bars))
+
+
 def text(frame: Frame, x: float, y: float, words: str) -> Markup:
     """Words above a point."""
     return Markup('<text class="value" x="{}" y="{}" text-anchor="middle">{}</text>').format(
