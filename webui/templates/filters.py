@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from jobs.text import marked, moment, plural, seconds, size
+from jobs.text import moment, plural, seconds, size
 
 _STEPS = ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (30 * 86_400, 86_400, "d"))
 
@@ -48,8 +48,8 @@ def percent(part: float, whole: float) -> str:
 
 
 def code(text: str) -> Markup:
-    """A sentence, with what stands between backticks as code."""
-    parts = enumerate(marked(text).split("`"))
+    """Our own words, with what stands between backticks as code."""
+    parts = enumerate(text.split("`"))
     return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in parts)
 
 
