@@ -25,16 +25,18 @@ from jobs.reaper import Reaper
 from jobs.records import Attempt, Job, Shard, Webhook
 from jobs.results import JobResults, ResultFile
 from jobs.settings import Settings
+from jobs.source import scoring
 from jobs.spec import JobSpec
 from jobs.states import JobState
 from jobs.store import Store
 from jobs.stream import stream
-from jobs.submit import Plan
+from jobs.submit import Plan, Submitted
 
 if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from jobs.compared import Compared
     from jobs.rewards.afterwards import Rewarded
     from jobs.rewards.registry import Function, Reward
     from jobs.tracking.names import Track
@@ -270,6 +272,32 @@ class JobHandle:
         self._access.helper(self.record, start_worker=False, local=False).finish()
         return made
 
+    def score(self, *, on_prompt: Callable[[int], None] | None = None, **fields: Any) -> JobHandle:
+        """Submit a job that scores this one's sequences, as tokens, under another model, adapter or checkpoint.
+
+        Args:
+            on_prompt: called with the number of sequences after each one that was read.
+            fields: of a JobSpec. What is left open is as this job has it; see `jobs.source`. A model or an adapter that
+                is given takes the place of this job's adapter.
+
+        Raises SpecError with a line for each thing wrong, this job not having ended among them.
+        """
+        spec = self._access.parse(scoring(self.record, fields))
+        return _handle(self._access, self._access.submit(spec, prompts=None, stdin=None, on_prompt=on_prompt))
+
+    def compared(self) -> Compared:
+        """Of a job that `score` made: its sequences beside what they were before; `rows`, `summary`, `to_pandas`.
+
+        Raises UsageError for any other job, JobNotFound if the job that they are from was deleted.
+        """
+        from jobs.compared import compared
+
+        return compared(self)
+
+    def sibling(self, job: str) -> JobHandle:
+        """Another job of the same database. Raises JobNotFound."""
+        return JobHandle(self._access, self._access.job(job))
+
     def logs(self, *, follow: bool = False) -> Iterator[dict[str, Any]]:
         """The workers' log lines about this job, oldest first; with `follow`, until the job has ended."""
         return self._access.logs(self.id, follow=follow)
@@ -336,9 +364,7 @@ class Client:
         """
         spec, prompts = self._spec(spec, prompts, fields)
         done = self._access.submit(spec, prompts=prompts, stdin=stdin, on_prompt=on_prompt)
-        return JobHandle(
-            self._access, done.job, created=done.created, ignored_columns=done.ignored_columns, unrung=done.unrung
-        )
+        return _handle(self._access, done)
 
     def plan(
         self,
@@ -395,3 +421,7 @@ class Client:
                 [f"prompts: is a {kind}; give a list of prompts, as to_dict('records') makes of a DataFrame"]
             )
         return self._access.parse(fields), prompts
+
+
+def _handle(access: Access, done: Submitted) -> JobHandle:
+    return JobHandle(access, done.job, created=done.created, ignored_columns=done.ignored_columns, unrung=done.unrung)

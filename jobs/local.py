@@ -51,7 +51,7 @@ class Local:
         return submit(self.store, self.settings, spec, owner=owner, prompts=prompts, stdin=stdin, progress=on_prompt)
 
     def plan(self, spec: JobSpec, *, prompts: Iterable[Any] | None, stdin: BinaryIO | None) -> Plan:
-        return plan(self.settings, spec, prompts=prompts, stdin=stdin)
+        return plan(self.store, self.settings, spec, prompts=prompts, stdin=stdin)
 
     def open(self, spec: JobSpec) -> Submitted:
         return self._intake.open(spec, owner=current_owner(), feeder=this_process())

@@ -7,14 +7,15 @@ Read from the committed shards in one pass, of which only one log-weight a seque
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from jobs.compared import Comparison
 from jobs.drift import Drift, drift_of
-from jobs.errors import ResultsError
+from jobs.errors import JobNotFound, ResultsError
 from jobs.estimates import Interval, accuracy, effective_samples, pass_at_k
 from jobs.parquet import as_numpy, read_pieces
 from jobs.ragged import row_sums
@@ -78,8 +79,9 @@ class Report:
     entropy: Spread | None
     sampling_logprob: Spread | None
     sampling_entropy: Spread | None
-    apart: Apart | None
+    apart: Apart | None  # also None of sequences that were given, which are no sample of q
     drift: Drift | None  # None: no worker told of any
+    compared: Comparison | None = None  # with the job whose sequences it scored, if it did and that is still there
 
     def flat(self) -> dict[str, Any]:
         """The same as one row of a table: `accuracy_low`, `pass@4`, `entropy_mean`, `finish_eos`, `label_run`, …"""
@@ -94,6 +96,10 @@ class Report:
                     row |= {"accuracy": mean, "accuracy_low": low, "accuracy_high": high}
                 case "apart", dict():
                     row |= value
+                case "compared", dict():
+                    for of in ("model", "sampling"):
+                        row |= {f"compared_{of}_{key}": v for key, v in (value.pop(of) or {}).items()}
+                    row |= {f"compared_{key}": v for key, v in value.items()}
                 case _, dict():
                     row |= {f"{name}_{key}": v for key, v in value.items()}
                 case _:
@@ -153,13 +159,14 @@ def study(
             summary += summarise(pieces, measured, shards=1)
         except ValueError as error:
             raise ResultsError(f"{file.path} is damaged: {error}; submit the job again for a whole one") from None
-        if {"logprobs", "sampling_logprobs"} <= kept:
+        if {"logprobs", "sampling_logprobs"} <= kept and job.record.kind == "generate":
             weights += map(_log_ratios, pieces)
         if chosen is not None:
             rewards.append(rewards_of(file, chosen))
         on_shard(done)
     verdicts = _judged(summary) if chosen is None else _rewarded(chosen, rewards)
-    return Study(job.record, _made(job, summary, _apart(weights, summary.tokens), verdicts), summary)
+    made = _made(job, summary, _apart(weights, summary.tokens), verdicts)
+    return Study(job.record, replace(made, compared=_compared(job, partial)), summary)
 
 
 def table(reports: Iterable[Report]) -> pandas.DataFrame:
@@ -194,6 +201,15 @@ def _made(job: JobHandle, summary: Summary, apart: Apart | None, verdicts: dict[
         apart=apart,
         drift=drift_of(job.attempts()),
     )
+
+
+def _compared(job: JobHandle, partial: bool) -> Comparison | None:
+    if job.record.spec.get("source") is None:
+        return None
+    try:
+        return job.compared().summary(partial=partial)
+    except JobNotFound:  # the job that they are from was deleted
+        return None
 
 
 def _judged(summary: Summary) -> dict[str, Any]:

@@ -42,7 +42,7 @@ QUEUE = r"^[A-Za-z0-9._-]{1,64}$"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_LABEL = 256
-_NOT_OF_THE_SEQUENCES = {"prompts", "file", "columns", "idempotency_key", "ttl", "webhook"}
+_NOT_OF_THE_SEQUENCES = {"prompts", "file", "columns", "source", "idempotency_key", "ttl", "webhook"}
 _STORED, _REMOTE = "stored", "remote"  # validation contexts
 
 
@@ -113,6 +113,11 @@ class JobSpec(BaseModel):
     adapter: str | None = Field(None, description="peft LoRA adapter: hub id or local folder")
     merge_adapter: bool = Field(False, description="add the adapter into the weights: faster, rounded once more")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the checkpoint")
+    tokenizer: str | None = Field(
+        None,
+        pattern=r"^(any|sha256:[0-9a-f]{64})$",
+        description="what the model's tokenizer must be, as a manifest's identity tells it; any: whatever it is",
+    )
 
     prompts: list[PromptRow] | None = Field(None, min_length=1, description="inline prompts")
     file: str | None = Field(None, description="JSONL, CSV or Parquet file of prompts; - is standard input (JSONL)")
@@ -125,6 +130,9 @@ class JobSpec(BaseModel):
     split: str = Field("train", description="split of the dataset")
     num_prompts: int | None = Field(None, ge=1, description="how many prompts to draw from the dataset; default: all")
     prompt_seed: int | None = Field(None, description="seed of that draw; default: the seed")
+    source: str | None = Field(
+        None, min_length=1, max_length=_MAX_LABEL, description="an ended job whose sequences are to be scored"
+    )
 
     G: int = Field(8, ge=1, le=65_536, description="responses per prompt")
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False, description="sampling temperature; 0 is greedy")
@@ -233,7 +241,7 @@ class JobSpec(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [n for n in ("prompts", "file", "dataset") if getattr(self, n) is not None]
+        given = [n for n in ("prompts", "file", "dataset", "source") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"prompts come from one place, but {' and '.join(given)} are given")
         if self.merge_adapter and self.adapter is None:
@@ -245,6 +253,8 @@ class JobSpec(BaseModel):
             raise ValueError(
                 "kind score needs responses: give a file or prompts with `response` or `response_token_ids`"
             )
+        if self.source is not None and self.kind != "score":
+            raise ValueError("source names the job whose sequences are scored: that is kind score")
         if self.columns and registered:
             raise ValueError(
                 f"columns are of files and of hf: and disk: datasets; {self.dataset} makes its own prompts"

@@ -22,6 +22,7 @@ from jobs.prompts import PromptSource
 from jobs.records import Job, NewJob
 from jobs.settings import Settings
 from jobs.snapshot import Snapshot, read_all, write_snapshot
+from jobs.source import with_source
 from jobs.spec import JobSpec, PromptRow
 from jobs.store import Store
 from jobs.store_id import check_root
@@ -71,6 +72,7 @@ class Submitted:
 
 
 def plan(
+    store: Store,
     settings: Settings,
     spec: JobSpec,
     *,
@@ -82,6 +84,7 @@ def plan(
 
     Arguments and exceptions as of `submit`.
     """
+    spec, prompts = with_source(store, settings, spec, prompts)
     spec = spec.resolve()
     check_roots(spec, settings.model_roots)
     check_webhook(spec.webhook, settings.webhook_hosts)
@@ -126,6 +129,7 @@ def submit(
         ResultsError: the results folder cannot be written or belongs to another database.
         StoreError: the database cannot be reached.
     """
+    spec, prompts = with_source(store, settings, spec, prompts)
     spec = spec.resolve()
     check_roots(spec, settings.model_roots)
     check_webhook(spec.webhook, settings.webhook_hosts)

@@ -118,10 +118,15 @@ class CoreEngine:
         return (self._key.base.model, self._key.adapter) if self._key else None
 
     def prepare(self, job: Job) -> dict[str, str]:
-        from sequence_processing import ModelError, SequenceProcessor, model_identity
-
         spec = _spec(job)
         self._job_id = job.id
+        identity = self._prepare(spec)
+        _check_tokenizer(spec, identity)
+        return identity
+
+    def _prepare(self, spec: JobSpec) -> dict[str, str]:
+        from sequence_processing import ModelError, SequenceProcessor, model_identity
+
         key = _Adapted.of(spec)
         try:
             self._check_roots(spec)
@@ -275,6 +280,17 @@ def _spec(job: Job) -> JobSpec:
         return JobSpec.of_stored(job.spec)
     except ValidationError as error:
         raise SpecFault(f"the stored spec of job {job.id} cannot be read: {'; '.join(problems(error))}") from error
+
+
+def _check_tokenizer(spec: JobSpec, identity: dict[str, str]) -> None:
+    """Raises JobFault if the spec asks for another tokenizer: under this one, its token ids may be other texts."""
+    if spec.tokenizer in (None, "any", identity["tokenizer"]):
+        return
+    whose = "that the job asks for" if spec.source is None else f"whose tokens job {spec.source} holds"
+    raise JobFault(
+        f"the tokenizer of {spec.model} is not the one {whose}, so that its ids may stand for other texts; "
+        "name a model with the same tokenizer, or tokenizer any if you know that they mean the same"
+    )
 
 
 def _config(spec: JobSpec) -> GenerationConfig:

@@ -13,7 +13,23 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.cli import db, doctor, fetch, follow, gc, listing, logs, report, reward, show, steer, stream, submit, workers
+from jobs.cli import (
+    db,
+    doctor,
+    fetch,
+    follow,
+    gc,
+    listing,
+    logs,
+    report,
+    reward,
+    score,
+    show,
+    steer,
+    stream,
+    submit,
+    workers,
+)
 from jobs.cli.output import error
 from jobs.cli.spec_options import SpecCommand, with_flags
 from jobs.errors import SeqprocError, SpecError
@@ -86,6 +102,7 @@ def build() -> typer.Typer:
     app.command()(show.show)
     app.command()(reward.reward)
     app.command()(report.report)
+    app.command(cls=score.ScoreCommand)(score.score)
     _add_plugins(app)
     app.command()(workers.workers)
     app.command()(doctor.doctor)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli.comparison import comparison_table
 from jobs.cli.output import JsonFlag, Output, QuietFlag, stderr_console, stdout_console
 from jobs.errors import UsageError
 from jobs.text import clean_line
@@ -37,7 +38,8 @@ def report(
     Without --reward and math_answer, the text of the <answer> block must equal the gold answer. pass@k is the unbiased
     estimate; the accuracy's interval (95 %) counts prompts, not responses. KL and ESS compare the model's distribution
     with the one that was sampled from; drift is the log-probabilities' mean distance from float32, as workers measure
-    it with narrow weights. --json has every figure of every k.
+    it with narrow weights. --json has every figure of every k. What `score` made is also compared with
+    the job whose sequences it scored.
     """
     from jobs.client import Client
 
@@ -69,6 +71,9 @@ def _show(reports: Sequence[Report], out: Output, *, markdown: bool) -> None:
         _markdown(out, *table)
     else:
         _folded(out, table)
+    if compared := [(made.id, made.compared) for made in reports if made.compared is not None]:
+        out.data("")
+        (_markdown if markdown else Output.table)(out, *comparison_table(compared))
     for note in notes(reports):
         out.hint(note)
 

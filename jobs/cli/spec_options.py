@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -27,13 +28,17 @@ _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
 class SpecCommand(TyperCommand):
-    """A command that takes, beside its own options, one for every field of JobSpec; it finds them in `ctx.obj`."""
+    """A command that takes, beside its own options, one for every field of JobSpec; it finds them in `ctx.obj`.
 
+    A class of it may take fewer, by `fields`; what is then not given is as the job has it that the command names.
+    """
+
+    fields: tuple[str, ...] | None = None
     _spec_params: list[Any] | None = None
 
     def get_params(self, ctx: Any) -> Any:
         if self._spec_params is None:
-            self._spec_params = _parameters()
+            self._spec_params = _parameters(self.fields)
         own = super().get_params(ctx)
         return [*own[:1], *self._spec_params, *own[1:]]
 
@@ -82,27 +87,28 @@ def with_flags(error: SpecError) -> SpecError:
     return SpecError([rename(problem) for problem in error.problems], error.total)
 
 
-def _parameters() -> list[Any]:
-    """typer's options for the fields, through a command that exists only to have them."""
+def _parameters(names: Sequence[str] | None) -> list[Any]:
+    """typer's options for the fields, through a command that exists only to have them. None: all, with defaults."""
     from jobs.spec import JobSpec
 
     def holder() -> None: ...
 
-    options = [_parameter(name, field) for name, field in JobSpec.model_fields.items()]
+    fields = JobSpec.model_fields
+    options = [_parameter(name, fields[name], defaults=names is None) for name in names or fields]
     setattr(holder, "__signature__", inspect.Signature(options))  # noqa: B010
     app = typer.Typer(add_completion=False)
     app.command()(holder)
     return list(get_command(app).params)
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, *, defaults: bool) -> inspect.Parameter:
     kind, item = shape(field.annotation)
     text = field.description or ""
     default = None if field.is_required() or kind is dict else field.default
-    notes = ["required"] if field.is_required() else []
+    notes = ["required"] if defaults and field.is_required() else []
     if kind in (list, tuple, dict) and name != "chat_template_kwargs":
         notes.append("repeatable")
-    if default not in (None, ()):
+    if defaults and default not in (None, ()):
         notes += ["'' for none"] * (kind is tuple) + [f"default: {_shown(default)}"]
     names = [flag(name)]
     if kind is bool:

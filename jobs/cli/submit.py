@@ -16,18 +16,19 @@ from jobs.cli.output import JsonFlag, Output, QuietFlag, hint_unrung, stderr_con
 from jobs.cli.spec_options import to_fields
 from jobs.errors import UsageError
 from jobs.text import plural
-from jobs.tracking.names import require
+from jobs.tracking.names import Track, require
 
 if TYPE_CHECKING:
     from jobs.client import Client, JobHandle
     from jobs.spec import JobSpec
+    from jobs.submit import Plan
 
 _COUNT_EVERY = 5_000  # prompts between updates of the counter
 
 
 def submit(
     ctx: typer.Context,
-    source: Annotated[
+    from_file: Annotated[
         str | None, typer.Argument(metavar="FILE|-", help="JSONL, CSV or Parquet file of prompts; - is standard input.")
     ] = None,
     stream: Annotated[
@@ -45,13 +46,8 @@ def submit(
     Prompts come from a FILE, from standard input (-), from --prompts, or from --dataset.
     """
     out = Output(as_json=as_json, quiet=quiet)
-    if detach and local:
-        raise UsageError("--detach leaves the job to other workers and --local runs one here; give one of them")
-    if detach and track:
-        raise UsageError(f"a job that is left is tracked by who watches it: seqproc watch JOB --track {track}")
-    if track:
-        require(track)  # before anything is stored
-    spec = _spec(source, ctx.obj)
+    check_following(detach=detach, local=local, track=track)
+    spec = _spec(from_file, ctx.obj)
     stdin = sys.stdin.buffer if spec.file == "-" else None
     if stream:
         if stdin is None or dry_run:
@@ -61,16 +57,26 @@ def submit(
     from jobs.client import Client
 
     if dry_run:
-        _show_plan(spec, stdin, out)
+        show_plan(_plan(spec, stdin), out)
         return
     with Client() as client:
-        with _counter(out) as count:
+        with counter(out) as count:
             handle = client.submit(spec, stdin=stdin, on_prompt=count)
-        _announce(handle, out)
+        announce(handle, out)
         if detach:
-            _leave(client, handle, out)
+            leave(client, handle, out)
         else:
             raise typer.Exit(follow(handle, out, local=local, print_id=False, track=track))
+
+
+def check_following(*, detach: bool, local: bool, track: Track | None) -> None:
+    """Raises UsageError, before anything is stored, if a job cannot be followed, or left, in this way."""
+    if detach and local:
+        raise UsageError("--detach leaves the job to other workers and --local runs one here; give one of them")
+    if detach and track:
+        raise UsageError(f"a job that is left is tracked by who watches it: seqproc watch JOB --track {track}")
+    if track:
+        require(track)  # before anything is stored
 
 
 def _spec(source: str | None, options: dict[str, Any]) -> JobSpec:
@@ -82,16 +88,20 @@ def _spec(source: str | None, options: dict[str, Any]) -> JobSpec:
     if source is not None:
         fields["file"] = source
     spec = JobSpec.parse(fields)
-    if spec.prompts is None and spec.file is None and spec.dataset is None:
+    if all(place is None for place in (spec.prompts, spec.file, spec.dataset, spec.source)):
         raise UsageError("no prompts: give a FILE, - for standard input, --prompts TEXT or --dataset NAME")
     return spec
 
 
-def _show_plan(spec: JobSpec, stdin: BinaryIO | None, out: Output) -> None:
+def _plan(spec: JobSpec, stdin: BinaryIO | None) -> Plan:
     from jobs.client import Client
 
     with Client() as client:
-        plan = client.plan(spec, stdin=stdin)
+        return client.plan(spec, stdin=stdin)
+
+
+def show_plan(plan: Plan, out: Output) -> None:
+    """What a submit would make."""
     counts = {"num_prompts": plan.num_prompts, "num_sequences": plan.num_sequences, "num_shards": plan.num_shards}
     if out.as_json:
         out.json({"spec": plan.spec.stored(), **counts})
@@ -102,22 +112,22 @@ def _show_plan(spec: JobSpec, stdin: BinaryIO | None, out: Output) -> None:
 
 
 @contextmanager
-def _counter(out: Output) -> Iterator[Callable[[int], None]]:
+def counter(out: Output, what: str = "prompts") -> Iterator[Callable[[int], None]]:
     """What to call with the number of prompts read so far; on a terminal it counts up while a long file is read."""
     console = stderr_console()
     if out.quiet or not console.is_terminal:
         yield lambda _count: None
         return
-    with console.status("Reading prompts") as status:
+    with console.status(f"Reading {what}") as status:
 
         def count(number: int) -> None:
             if number % _COUNT_EVERY == 0:
-                status.update(f"Reading prompts: {number:,}")
+                status.update(f"Reading {what}: {number:,}")
 
         yield count
 
 
-def _announce(handle: JobHandle, out: Output) -> None:
+def announce(handle: JobHandle, out: Output) -> None:
     """The id at once, so that a follower that is killed leaves it behind; `--json` prints the job when it is left."""
     job = handle.record
     if handle.created:
@@ -132,7 +142,8 @@ def _announce(handle: JobHandle, out: Output) -> None:
         out.data(job.id)
 
 
-def _leave(client: Client, handle: JobHandle, out: Output) -> None:
+def leave(client: Client, handle: JobHandle, out: Output) -> None:
+    """How to come back to a job that is not followed."""
     from jobs.presence import serving
 
     if out.as_json:

@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO
 from jobs.jsonl import line
 from jobs.prompts import PromptSource
 from jobs.snapshot import BadPrompt, Item, SnapshotRow
+from jobs.source import refuse_prompts
 from jobs.spec import JobSpec
 from rlp_datasets import is_external
 
@@ -42,7 +43,9 @@ def upload(
     on_prompt: Callable[[int], None] | None = None,
 ) -> Iterator[Upload]:
     """The spec and its prompts, in memory bounded as `PromptSource` is. Raises SpecError."""
-    brought = spec.dataset is None or is_external(spec.dataset) or prompts is not None
+    if spec.source is not None:
+        refuse_prompts(prompts)
+    brought = prompts is not None or (spec.source is None and (spec.dataset is None or is_external(spec.dataset)))
     said = spec.model_dump(mode="json", exclude_unset=True, exclude=_OF_PROMPTS if brought else {"prompts", "file"})
     with TemporaryFile() as body:
         body.write(line(said).encode())

@@ -146,7 +146,10 @@ def test_a_database_that_cannot_be_reached(seqproc: Run) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "watch", "wait", "logs", "cancel", "retry", "fetch -o out", "show", "report", "reward", "stream"],
+    [
+        *("status", "watch", "wait", "logs", "cancel", "retry", "fetch -o out", "show", "report", "reward", "stream"),
+        "score",
+    ],
 )
 def test_an_unknown_job(seqproc: Run, submitted: str, command: str) -> None:
     result = seqproc(*command.split(), "zzzz")

@@ -41,6 +41,7 @@ TRIED = {
     "report": "report JOB",
     "reward": "reward --reward tag_format JOB",
     "stream": "stream JOB",
+    "score": "score --dry-run --name HOSTILE JOB",
     "workers": "workers",
     "doctor": "doctor",
     "gc": "gc",

@@ -92,7 +92,7 @@ def _submit(site: Site, caller: Caller, fields: dict[str, Any] | None, body: IO[
 
 def _plan(site: Site, fields: dict[str, Any] | None, body: IO[bytes] | None) -> Planned:
     spec = _admitted(site, fields, body)
-    return Planned.of(jobs.submit.plan(site.settings, spec, stdin=body))  # type: ignore[arg-type]
+    return Planned.of(jobs.submit.plan(site.store, site.settings, spec, stdin=body))  # type: ignore[arg-type]
 
 
 def _answer(done: Submitted, response: Response) -> Submitted:
@@ -111,10 +111,12 @@ def _admitted(site: Site, fields: dict[str, Any] | None, body: IO[bytes] | None)
     spec = admit(fields, site.settings)
     if body is None:
         return spec
-    if spec.prompts is None and spec.dataset is None:
+    if spec.prompts is None and spec.dataset is None and spec.source is None:
         return spec.model_copy(update={"file": "-"})
     if body.readline(_LONGEST_SPEC).strip():
-        raise SpecError(["prompts come from one place, but lines follow a spec that names a dataset or holds prompts"])
+        raise SpecError(
+            ["prompts come from one place, but lines follow a spec that names a dataset or a job or holds prompts"]
+        )
     return spec
 
 

@@ -80,7 +80,7 @@ def _again(site: Site, job: Job) -> dict[str, Any] | None:
         "settings": list(_settings(spec)),
         "command": recipe.as_command(spec, prompts),
         "python": recipe.as_python(spec, prompts),
-        "needs_file": spec.dataset is None and prompts is None,
+        "needs_file": spec.dataset is None and spec.source is None and prompts is None,
     }
 
 

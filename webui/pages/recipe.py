@@ -63,7 +63,7 @@ def as_python(spec: JobSpec, prompts: list[str] | None) -> str:
 
 
 def _needs_file(spec: JobSpec, prompts: list[str] | None) -> bool:
-    return prompts is None and spec.dataset is None
+    return prompts is None and spec.dataset is None and spec.source is None
 
 
 def _told(spec: JobSpec) -> Iterator[tuple[str, Any]]:

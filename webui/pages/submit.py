@@ -49,7 +49,7 @@ def _post(request: Request, site: Site, caller: Caller, values: Values, checked_
         if values.upload:
             spec, stdin = spec.model_copy(update={"file": "-"}), values.upload.file
         if checked_only:
-            return _form(request, values, plan=plan(site.settings, spec, stdin=stdin))
+            return _form(request, values, plan=plan(site.store, site.settings, spec, stdin=stdin))
         done = submit(site.store, site.settings, spec, owner=caller.name, stdin=stdin)
     except SpecError as error:
         values.problems += [_named(problem, values) for problem in error.problems]

@@ -63,14 +63,14 @@ def test_what_is_wrong_leaves_no_row_and_no_folder(house: House) -> None:
 
 def test_a_plan_counts_and_leaves_nothing(house: House, tmp_path: Path) -> None:
     spec = JobSpec.parse({"model": "tiny-arithmetic", "G": 3, "shard_size": 2, "seed": 4})
-    planned = plan(house.settings, spec, prompts=["a", "b", "c"])
+    planned = plan(house.store, house.settings, spec, prompts=["a", "b", "c"])
     assert (planned.num_prompts, planned.num_sequences, planned.num_shards) == (3, 9, 2)
     assert planned.spec.prompt_seed == 4
     assert not house.settings.results.exists()
     done = submit(house.store, house.settings, spec, owner="ann", prompts=["a", "b", "c"])
     assert done.job.snapshot_digest == planned.snapshot_digest
     with pytest.raises(SpecError):
-        plan(house.settings, spec, prompts=[{"prompt": "a", "custom_id": "x"}] * 2)
+        plan(house.store, house.settings, spec, prompts=[{"prompt": "a", "custom_id": "x"}] * 2)
 
 
 class TestIdempotency:
