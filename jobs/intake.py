@@ -150,8 +150,10 @@ class Intake:
 def check_may_be_fed(spec: JobSpec) -> None:
     """Raises SpecError for what a job that is fed cannot have."""
     problems = []
-    if spec.prompts is not None or spec.dataset is not None or spec.file not in (None, "-"):
-        problems.append("prompts come from one place: a job that is fed names no file, dataset or prompts of its own")
+    if spec.prompts is not None or spec.dataset is not None or spec.file not in (None, "-") or spec.source:
+        problems.append(
+            "prompts come from one place: a job that is fed names no file, dataset, source or prompts of its own"
+        )
     if spec.idempotency_key is not None:
         problems.append(
             "idempotency_key: stands for a whole set of prompts, which of a stream is known at its end; leave it out"

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from jobs.charts import of_job, of_jobs
 from jobs.charts.chart import Chart
 from jobs.charts.templates import environment
+from jobs.compared_table import comparison_of
 from jobs.files import replacing
 from jobs.records import Job
 from jobs.report import Report, Spread, Study
@@ -45,6 +46,7 @@ def html(studies: Sequence[Study]) -> str:
         figures=list(_figures(reports[0])) if len(studies) == 1 else [],
         table=_outcomes(table_of(reports)),
         notes=list(notes(reports)),
+        comparison=comparison_of(reports),
         unfinished=[label_of(study.report) for study in studies if not study.job.state.ended],
         charts=_of_one(studies[0]) if len(studies) == 1 else of_jobs.draw(reports),
         settings=_settings(studies),

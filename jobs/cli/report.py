@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.comparison import comparison_table
 from jobs.cli.output import JsonFlag, Output, QuietFlag, stderr_console, stdout_console
 from jobs.errors import UsageError
 from jobs.text import clean_line
@@ -64,6 +63,7 @@ def report(
 
 
 def _show(reports: Sequence[Report], out: Output, *, markdown: bool) -> None:
+    from jobs.compared_table import comparison_of
     from jobs.report_table import notes, table_of
 
     table = table_of(reports)
@@ -71,9 +71,12 @@ def _show(reports: Sequence[Report], out: Output, *, markdown: bool) -> None:
         _markdown(out, *table)
     else:
         _folded(out, table)
-    if compared := [(made.id, made.compared) for made in reports if made.compared is not None]:
+    if (comparison := comparison_of(reports)) is not None:
         out.data("")
-        (_markdown if markdown else Output.table)(out, *comparison_table(compared))
+        if markdown:
+            _markdown(out, *comparison)
+        else:
+            _folded(out, comparison)
     for note in notes(reports):
         out.hint(note)
 

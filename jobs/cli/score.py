@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.comparison import comparison_table
 from jobs.cli.follow import TrackFlag, follow
 from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag
 from jobs.cli.spec_options import SpecCommand, to_fields
@@ -58,5 +57,7 @@ def score(
             return
         code = follow(handle, out, local=local, print_id=False, track=track)
         if code == 0 and not (out.as_json or out.quiet):
+            from jobs.compared_table import comparison_table
+
             out.table(*comparison_table([(handle.id, handle.compared().summary())]))
         raise typer.Exit(code)

@@ -155,6 +155,7 @@ class TestIntake:
             ({"idempotency_key": "k"}, "idempotency_key: stands for a whole set of prompts"),
             ({"prompts": ["a"]}, "prompts come from one place"),
             ({"dataset": "arithmetic_r1_template"}, "prompts come from one place"),
+            ({"kind": "score", "source": "x"}, "prompts come from one place"),
             ({"webhook": "https://hooks.example/x"}, "is not among the hosts that may be told"),
         ],
     )

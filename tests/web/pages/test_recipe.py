@@ -93,6 +93,15 @@ def test_a_control_character_reaches_neither_text_raw() -> None:
         assert "\u202e" not in recipe and "\x1b" not in recipe
 
 
+def test_a_score_names_its_source_and_needs_no_file() -> None:
+    spec = spec_of({"kind": "score", "source": "0123456789ab", "tokenizer": "any", "temperature": 0.7})
+    words = arguments(as_command(spec, None))
+    assert words[:1] == ["submit"] and "prompts.jsonl" not in words
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    assert (given["--source"], given["--tokenizer"], given["--temperature"]) == ("0123456789ab", "any", "0.7")
+    assert "source='0123456789ab'" in as_python(spec, None) and "file" not in as_python(spec, None)
+
+
 def test_few_short_texts_stand_in_the_command_and_nothing_else_does() -> None:
     def row(number: int, **changes: Any) -> SnapshotRow:
         return SnapshotRow(**{"prompt_index": number, "custom_id": str(number), "prompt": "x", **changes})

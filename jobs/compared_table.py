@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from jobs.text import minus
+from jobs.compared import Comparison, Shift
+from jobs.report import Report
+from jobs.report_table import Table
+from jobs.text import minus, percent
 
-if TYPE_CHECKING:
-    from jobs.compared import Comparison, Shift
-
-_Figure = tuple[str, Callable[["Comparison", "Shift"], str]]
+_Figure = tuple[str, Callable[[Comparison, Shift], str]]
 
 _ALWAYS: list[_Figure] = [
     ("SOURCE", lambda made, _: made.source),
@@ -18,7 +17,7 @@ _ALWAYS: list[_Figure] = [
     ("KL k1", lambda _, shift: _nats(shift.k1)),
     ("KL k3", lambda _, shift: _nats(shift.k3)),
     ("LARGEST", lambda _, shift: _nats(shift.largest)),
-    ("ESS", lambda _, shift: f"{100 * shift.ess_share:.1f} %"),
+    ("ESS", lambda _, shift: percent(shift.ess_share)),
 ]
 _IF_ANY: list[_Figure] = [
     ("OUTSIDE", lambda _, shift: f"{shift.outside:,}"),
@@ -27,8 +26,14 @@ _IF_ANY: list[_Figure] = [
 ]
 
 
-def comparison_table(found: Sequence[tuple[str, Comparison]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of these jobs, by id. What is zero in all of them has no column."""
+def comparison_of(reports: Sequence[Report]) -> Table | None:
+    """Of those that scored another job's sequences; None if none of them did."""
+    found = [(made.id, made.compared) for made in reports if made.compared is not None]
+    return comparison_table(found) if found else None
+
+
+def comparison_table(found: Sequence[tuple[str, Comparison]]) -> Table:
+    """A row for each distribution of each of these jobs, by id. What is zero in all of them has no column."""
     shown = [
         (job_id, of, made, shift)
         for job_id, made in found
@@ -41,7 +46,7 @@ def comparison_table(found: Sequence[tuple[str, Comparison]]) -> tuple[list[str]
     for job_id, of, made, shift in shown:
         source, *figures = (figure(made, shift) for _, figure in columns)
         rows.append([job_id, source, of, *figures])
-    return header, rows
+    return Table(header, rows)
 
 
 def _nats(value: float) -> str:
