@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.client import Client, JobHandle
+    from jobs.client import Client
+    from jobs.handle import JobHandle
     from jobs.progress import Progress
     from jobs.spec import JobSpec, PromptRow
 
@@ -16,7 +17,7 @@ __all__ = ["Client", "JobHandle", "JobSpec", "Progress", "PromptRow"]
 
 _HOME = {
     "Client": "jobs.client",
-    "JobHandle": "jobs.client",
+    "JobHandle": "jobs.handle",
     "Progress": "jobs.progress",
     "JobSpec": "jobs.spec",
     "PromptRow": "jobs.spec",

@@ -23,7 +23,7 @@ Play = Callable[[Callable[[Store, Job], object]], None]
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     """Sets what happens each time a waiting client looks after its child worker."""
-    monkeypatch.setattr("jobs.client._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("jobs.handle._LOOK_EVERY", 0.0)
 
     def become(worker: Callable[[Store, Job], object]) -> None:
         monkeypatch.setattr("jobs.child.ChildWorker.keep_running", lambda self, job: worker(self.store, job))
@@ -160,7 +160,7 @@ def test_watch_says_that_nobody_works(seqproc: Run, submitted: str, monkeypatch:
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.client.time.sleep", interrupt)
+    monkeypatch.setattr("jobs.handle.time.sleep", interrupt)
     result = seqproc("watch", submitted)
     assert result.exit_code == 130
     assert "No worker is alive for queue default" in result.stderr
