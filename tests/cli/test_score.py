@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,8 @@ def test_the_report_compares(seqproc: Run, finished: str, scored: str) -> None:
     compared = the_json(seqproc("report", scored, "--json"))["compared"]
     assert (compared["source"], compared["model"]["ess"], compared["sampling"]["unweighted"]) == (finished, 4.0, 4)
     assert the_json(seqproc("report", finished, "--json"))["compared"] is None
+    assert seqproc("report", scored, "--html", "report.html", "-q").exit_code == 0
+    assert "−0.2625" in Path("report.html").read_text().partition("whose sequences were scored")[2]
     markdown = seqproc("report", scored, "--markdown").stdout.splitlines()
     assert markdown[3] == "" and markdown[4].startswith("| ID | SOURCE | OF |")
 
