@@ -24,9 +24,7 @@ class Lifecycle(Part):
             if job.state in (JobState.SUCCEEDED, JobState.FAILED):
                 raise WrongState(f"job {job_id} has already {job.state}; there is nothing left to cancel")
             if not job.state.ended and job.state is not JobState.CANCELLING:
-                if not job.sealed:  # a stream that still feeds it may end here as well
-                    job.sealed = True
-                    job.set(truncated=broken_off(job.row.num_prompts, "the job was cancelled"), feeder=None)
+                _seal(job, "the job was cancelled")
                 job.move(ShardState.PENDING, ShardState.CANCELLED)
                 if job.counts[ShardState.RUNNING]:
                     job.enter(JobState.CANCELLING)
@@ -73,7 +71,7 @@ class Lifecycle(Part):
             _end_running_attempts(connection, job_id, error)
             for source in (ShardState.PENDING, ShardState.RUNNING):
                 job.move(source, ShardState.FAILED, error=error, **AT_REST)
-            job.sealed = True
+            _seal(job, f"the job failed: {error}")
             job.enter(JobState.FAILED)
             job.set(error=error, ended_at=NOW)
             job.save()
@@ -154,6 +152,13 @@ _PAST_TTL = (
     jobs.c.ended_at + jobs.c.ttl <= NOW,
     jobs.c.deleted_at.is_(None),
 )
+
+
+def _seal(job: LockedJob, why: str) -> None:
+    """End the stream that may still feed the job: what more was to come is missing, also after a retry."""
+    if not job.sealed:
+        job.sealed = True
+        job.set(truncated=broken_off(job.row.num_prompts, why), feeder=None)
 
 
 def _delete(job: LockedJob) -> None:

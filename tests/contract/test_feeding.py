@@ -159,6 +159,22 @@ def test_a_cancel_ends_the_stream(store: Store) -> None:
     assert check(store, job.id).state is JobState.SUCCEEDED
 
 
+def test_a_job_that_fails_by_itself_ends_the_stream(store: Store) -> None:
+    """What was still to come is missing, and a retry does not bring it: the job says so to its end."""
+    job = opened(store)
+    append(store, job, 0, 4)
+    assert store.fail_job(claim(store), "no such model")
+    with pytest.raises(
+        WrongState, match="no more prompts: its prompts broke off after 4 prompts: the job failed: no such model"
+    ):
+        append(store, job, 4, 3)
+    store.retry(job.id)
+    run_out(store)
+    ended = check(store, job.id)
+    assert (ended.state, ended.done_shards) == (JobState.SUCCEEDED, 2)
+    assert ended.truncated == "its prompts broke off after 4 prompts: the job failed: no such model"
+
+
 def test_it_waits_from_its_new_prompts_on(store: Store) -> None:
     """A job that had nothing to be served for a while is not aged by that."""
     job = opened(store)
