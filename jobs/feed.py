@@ -1,7 +1,8 @@
 """Prompts for a job as somebody makes them: workers begin with the first while the last is not thought of.
 
-What was added goes off in pieces of whole shards, at most one a second; after a second in which nothing was added, all
-that there is. A heartbeat says meanwhile that more will come: of a feeder that dies the job is sealed as truncated.
+What was added goes off in pieces of whole shards, at most one a second; after a second in which nothing was added, or
+ten in which nothing went off, all that there is. A heartbeat says meanwhile that more will come: of a feeder that dies
+the job is sealed as truncated.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from jobs.client import JobHandle
 
 _QUIET = 1.0  # seconds
+_LONGEST = 10.0  # seconds that a prompt waits for its shard to be full, however steadily others trickle in
 _BEAT = 2.0  # seconds between heartbeats
 _PAUSE = 1.0  # seconds before a piece that did not get through is sent again
 _MOST = 8_192  # prompts that wait to go off; whoever adds more waits
+_HEAVIEST = 32 * 2**20  # characters of them, about; one prompt may have more
 
 
 class Feed:
@@ -49,8 +52,10 @@ class Feed:
         self._columns = Columns(self._spec.columns)
         self._changed = threading.Condition()
         self._waiting: list[Item] = []
+        self._weight = 0  # of those
         self._sent = 0
         self._last_added = self._last_sent = float("-inf")
+        self._first_waits_since = 0.0
         self._ending = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"feed {job.id}", daemon=True)
@@ -65,7 +70,7 @@ class Feed:
         if error is None:
             self.end()
         else:
-            self.break_off("it was interrupted" if kind is KeyboardInterrupt else f"{type(error).__name__}: {error}")
+            self.break_off(_why(error))
 
     def add(self, prompt: Any) -> None:
         """Add a prompt, in any form that `Client.submit` takes; one that is none becomes a prompt error.
@@ -76,7 +81,10 @@ class Feed:
         self._add(BadPrompt(f"prompts[{self.prompts}] {'; '.join(row)}") if isinstance(row, list) else row)
 
     def add_lines(self, stream: BinaryIO, name: str = "<stdin>") -> None:
-        """Add a prompt for each line of JSON as it comes, until the stream ends. A bad one becomes a prompt error."""
+        """Add a prompt for each line of JSON as it comes, until the stream ends. A bad one becomes a prompt error.
+
+        Raises UsageError if reading breaks off, and as `add`.
+        """
         for place, data in _lines(stream, name):
             row = BadPrompt(f"{place}: {data.message}") if isinstance(data, rlp_datasets.BadRow) else data
             if not isinstance(row, BadPrompt):
@@ -117,14 +125,17 @@ class Feed:
 
     def _add(self, item: Item) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < _MOST or self._failure is not None)
+            self._changed.wait_for(lambda: not self._full() or self._failure is not None)
             if self._failure is not None:
                 raise self._failure
             if self._ending:
                 raise UsageError(f"job {self.job.id} was sealed by this feed; submit another job for more prompts")
-            self._waiting.append(item)
-            self.prompts += 1
             self._last_added = time.monotonic()
+            if not self._waiting:
+                self._first_waits_since = self._last_added
+            self._waiting.append(item)
+            self._weight += _weight(item)
+            self.prompts += 1
             self._changed.notify_all()
 
     def _finish(self, why: str | None) -> bool:
@@ -156,13 +167,17 @@ class Feed:
                 piece = piece[added:]
                 with self._changed:
                     self._sent += added
+                    self._weight -= sum(map(_weight, self._waiting[:added]))
                     del self._waiting[:added]
-                    self._last_sent = time.monotonic()
+                    self._last_sent = self._first_waits_since = time.monotonic()
                     self._changed.notify_all()
         except BaseException as failure:
             with self._changed:
                 self._failure = failure
                 self._changed.notify_all()
+            with suppress(SeqprocError):  # it may be sealed, or out of reach: then whoever looks after a while seals it
+                why = f"sending more failed: {failure}"
+                self.job.record = self._access.seal(self.job.id, broken_off(self._sent, why))
 
     def _next_piece(self) -> list[Item] | None:
         """What to send now, once there is something; nothing, for a heartbeat; None at the end."""
@@ -180,15 +195,35 @@ class Feed:
     def _ready(self) -> int:
         """How many of those that wait should go off now."""
         now, count = time.monotonic(), len(self._waiting)
-        if self._ending or now - self._last_added >= _QUIET or count >= _MOST:
+        late = now - self._last_added >= _QUIET or now - self._first_waits_since >= _LONGEST
+        if self._ending or late or self._full():
             return count
         return count // self._size * self._size if now - self._last_sent >= _QUIET else 0
 
+    def _full(self) -> bool:
+        return len(self._waiting) >= _MOST or self._weight >= _HEAVIEST
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    return str(error) if isinstance(error, SeqprocError) else f"{type(error).__name__}: {error}"
+
+
+def _weight(item: Item) -> int:
+    """Characters of a prompt, about."""
+    if isinstance(item, BadPrompt):
+        return len(item.error)
+    text, messages, ids = item.prompt or "", item.messages or (), item.prompt_token_ids or ()
+    return len(text) + sum(len(str(message)) for message in messages) + 8 * len(ids)
+
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
-    """(place, what stands there or a BadRow)."""
+    """(place, what stands there or a BadRow). Raises UsageError if reading breaks off."""
     try:
         for row in rlp_datasets.read_stream(stream, name):
             yield row.place, row if isinstance(row, rlp_datasets.BadRow) else row.data
-    except rlp_datasets.DatasetError:  # that there was nothing: the job says so
-        return
+    except rlp_datasets.DatasetError as error:
+        if isinstance(error.__cause__, OSError):
+            raise UsageError(str(error)) from error
+        # else there was nothing: the job says so

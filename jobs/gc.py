@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,15 +102,19 @@ def _superseded(store: Store, paths: JobPaths) -> Iterator[Path]:
     files = [path for folder in (paths.shards, paths.errors) for path in _entries(folder)]
     pieces = _entries(paths.prompts)
     shards = {shard.index: shard for shard in store.shards(paths.job_id)}
-    named = {paths.segment(shard.segment) for shard in shards.values()}
-    stray = [path for path in pieces if path not in named]
-    if stray and _is_sealed(store, paths.job_id):
-        yield from stray
+    if _stray(pieces, paths, shards.values()) and _is_sealed(store, paths.job_id):
+        yield from _stray(pieces, paths, store.shards(paths.job_id))  # that are all only now: the seal came last
     for path in files:
         match = _ATTEMPT_FILE.fullmatch(final_name(path.name))
         shard = shards.get(int(match["shard"])) if match else None
         if match and shard and _past(shard, int(match["attempt"])) and not _names(shard, path):
             yield path
+
+
+def _stray(pieces: Iterable[Path], paths: JobPaths, shards: Iterable[Shard]) -> list[Path]:
+    """Those of a stream's pieces that none of these shards is over."""
+    named = {paths.segment(shard.segment) for shard in shards}
+    return [path for path in pieces if path not in named]
 
 
 def _unnamed_sidecars(store: Store, paths: JobPaths) -> Iterator[Path]:

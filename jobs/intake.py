@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from jobs.doorbell import Doorbell
-from jobs.errors import ResultsError, SpecError
+from jobs.errors import ResultsError, SpecError, StoreError
 from jobs.files import flush, make_folder, reserved, write_json, writing
 from jobs.manifest import ensure_manifest, fix_digest
 from jobs.model_roots import check_roots
@@ -96,7 +96,7 @@ class Intake:
         with fed.lock:
             job = self._store.job(job_id)
             if job.sealed or job.num_prompts != first:
-                return self._store.append_prompts(job_id, first, len(items), (), lambda _segment: None)
+                return self._store.append_prompts(job_id, first, len(items), (), _too_late)
             self._learn_names(job, fed)
             rows, names = _without_twins(items, first, fed.names)
             job = self._add(job, rows)
@@ -160,6 +160,11 @@ def check_may_be_fed(spec: JobSpec) -> None:
         )
     if problems:
         raise SpecError(problems)
+
+
+def _too_late(_segment: int) -> None:
+    """Undoes the adding of a piece that did not come next when it was looked at, and does now: it has no shards."""
+    raise StoreError("the prompts before these were added by another server in this moment; send them again")
 
 
 def _without_twins(items: Sequence[Item], first: int, known: Names) -> tuple[list[Item], set[str]]:

@@ -130,7 +130,7 @@ def _next_line(stream: BinaryIO, name: str) -> bytes:
         while len(line) > LONGEST_LINE and tail and not tail.endswith(b"\n"):
             tail = stream.readline(LONGEST_LINE)
     except OSError as error:
-        raise DatasetFileError(f"{name}: reading broke off: {error.strerror}. Check the disk and try again.") from None
+        raise DatasetFileError(f"{name}: reading broke off: {error.strerror}. Check the disk and try again.") from error
     return line
 
 

@@ -54,8 +54,8 @@ class _Reader(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._fed.add_lines(self._stream)
-            self._fed.end()
+            with self._fed:  # so that nobody waits for more, whatever goes wrong
+                self._fed.add_lines(self._stream)
         except SeqprocError as failure:
             self._failure = failure
 
@@ -66,7 +66,8 @@ class _Reader(threading.Thread):
                 self.join(0.2)
         except KeyboardInterrupt:
             return INTERRUPTED
-        out.hint(f"Submitted: {plural(self._fed.prompts, 'prompt')}. Watch it: seqproc watch {self._fed.job.id}")
+        if self._failure is None:
+            out.hint(f"Submitted: {plural(self._fed.prompts, 'prompt')}. Watch it: seqproc watch {self._fed.job.id}")
         return 0
 
     def finish(self, out: Output, *, interrupted: bool) -> None:

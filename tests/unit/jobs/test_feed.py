@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from jobs import Client
-from jobs.errors import SpecError, StoreError, WrongState
+from jobs.errors import ResultsError, SpecError, StoreError, UsageError, WrongState
 from jobs.gc import collect
 from jobs.intake import Intake
 from jobs.manifest import ensure_manifest, read_manifest, verify
 from jobs.names import Names
-from jobs.records import Job
+from jobs.records import Job, Shard
 from jobs.snapshot import BadPrompt, read_all
 from jobs.spec import JobSpec, PromptRow
 from jobs.store import Store
@@ -46,6 +47,13 @@ def prompts(*texts: str) -> list[PromptRow]:
 def stored(house: House, job: Job) -> list[tuple[int, str, Any, str | None]]:
     rows = read_all(house.paths(job), house.store.segments(job.id))
     return [(row.prompt_index, row.custom_id, row.prompt, row.error) for row in rows]
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class TestIntake:
@@ -138,6 +146,51 @@ class TestIntake:
         assert sorted(path.name for path in folder.iterdir()) == ["segment-00000.parquet", "segment-00001.parquet"]
         assert [text for _, _, text, _ in stored(house, job)] == ["a", "b"]
 
+    def test_gc_while_the_last_piece_is_added(
+        self, house: House, intake: Intake, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its file lies there, its shards are committed only after gc has read them; and then the job is sealed."""
+        intake.append(job.id, 0, prompts("a"))
+        read, looks = Store.shards, 0
+
+        def race(*args: Any, **options: Any) -> list[Shard]:
+            nonlocal looks
+            looks += 1
+            found = read(*args, **options)
+            if looks == 1:
+                (house.paths(job).prompts / "segment-00001.parquet").unlink()
+                intake.append(job.id, 1, prompts("b"))
+                intake.seal(job.id, None)
+            return found
+
+        (house.paths(job).prompts / "segment-00001.parquet").write_text("as it will be")
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "shards", race)
+            assert collect(house.store, house.settings).files == 0
+        assert [text for _, _, text, _ in stored(house, job)] == ["a", "b"]
+
+    def test_another_server_adds_in_the_same_moment(
+        self, house: House, intake: Intake, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What came too early a moment ago is next now. It is sent again, and never counted without being there."""
+        read = Store.job
+
+        def race(store: Store, job_id: str) -> Job:
+            found = read(store, job_id)
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "job", read)
+                if found.num_prompts == 0:
+                    Intake(house.store, house.settings).append(job_id, 0, prompts("a"))
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "job", race)
+            with pytest.raises(StoreError, match="send them again"):
+                intake.append(job.id, 1, prompts("b"))
+        assert house.store.job(job.id).num_prompts == 1
+        assert intake.append(job.id, 1, prompts("b")).num_shards == 2
+        assert [text for _, _, text, _ in stored(house, job)] == ["a", "b"]
+
     def test_cancelled_while_it_is_fed(self, house: House, intake: Intake, job: Job) -> None:
         intake.append(job.id, 0, prompts("a", "b", "c"))
         house.store.cancel(job.id)
@@ -196,6 +249,69 @@ class TestFeed:
             while not house.store.job(feed.job.id).num_shards:
                 pass
             assert house.store.job(feed.job.id).num_prompts == 1
+
+    def test_a_steady_trickle_does_not_wait_for_its_shard_to_be_full(
+        self, client: Client, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No moment is quiet, and the shard would be full in a day."""
+        monkeypatch.setattr("jobs.feed._LONGEST", 2.0)
+        began = time.monotonic()
+        with client.feed(**SPEC | {"shard_size": 4_000}) as feed:
+            while not house.store.job(feed.job.id).num_shards:
+                assert time.monotonic() < began + 20
+                feed.add("a")
+                time.sleep(0.1)
+            assert time.monotonic() >= began + 2
+            assert 10 < house.store.job(feed.job.id).num_prompts <= 30
+
+    def test_long_prompts_go_off_before_there_are_many(
+        self, client: Client, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("jobs.feed._HEAVIEST", 1_000)
+        texts: list[Any] = ["x" * 300] * 4 + [[7] * 200] * 2 + [[{"role": "user", "content": "y" * 5_000}]] + ["z"] * 3
+        with client.feed(**SPEC | {"shard_size": 4_000}) as feed:
+            for text in texts:
+                feed.add({"messages": text} if isinstance(text[0], dict) else text)
+        assert feed.job.record.num_prompts == len(texts)
+        assert house.store.segments(feed.job.id) >= 3
+        assert [error for *_, error in stored(house, feed.job.record)] == [None] * len(texts)
+
+    def test_what_cannot_be_sent_truncates_at_once(
+        self, client: Client, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody who follows the job waits until its feeder is given up."""
+
+        def full(*_: Any) -> Job:
+            raise ResultsError("the disk is full")
+
+        with pytest.raises(ResultsError, match="the disk is full"), client.feed(**SPEC) as feed:
+            feed.add("a"), feed.add("b")
+            until(lambda: house.store.job(feed.job.id).num_prompts == 2)
+            monkeypatch.setattr(Intake, "append", full)
+            for _ in range(1_000_000):
+                feed.add("c")
+        record = house.store.job(feed.job.id)
+        assert record.truncated == "its prompts broke off after 2 prompts: sending more failed: the disk is full"
+
+    def test_a_pipe_that_breaks_is_not_at_its_end(self, client: Client, house: House) -> None:
+        class Broken(io.RawIOBase):
+            def readable(self) -> bool:
+                return True
+
+            def readinto(self, buffer: Any) -> int:
+                if self.tell_once:
+                    raise OSError(5, "Input/output error")
+                self.tell_once = True
+                line = b'{"prompt": "a"}\n'
+                buffer[: len(line)] = line
+                return len(line)
+
+            tell_once = False
+
+        with pytest.raises(UsageError, match="<stdin>: reading broke off"), client.feed(**SPEC) as feed:
+            feed.add_lines(io.BufferedReader(Broken()))
+        truncated = house.store.job(feed.job.id).truncated or ""
+        assert truncated.startswith("its prompts broke off after 1 prompt: <stdin>: reading broke off: Input/output")
 
     def test_what_goes_wrong_in_the_block_truncates(self, client: Client) -> None:
         with pytest.raises(RuntimeError), client.feed(**SPEC) as feed:
