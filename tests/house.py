@@ -38,17 +38,23 @@ class House:
         return self.store.claim("w1", queues=["default"], model=None, age_limit=600)
 
     def run_one(self) -> Claim:
-        """Claim a shard and commit it. A prompt that reads `bad` becomes an error."""
+        """Claim a shard and commit it. A prompt that reads `bad`, or is none, becomes an error."""
         claim = self.claim()
         assert claim is not None
         paths, shard = self.paths(claim.job), claim.shard
         prompts = read_rows(paths, shard.segment, shard.start, shard.stop)
         samples = claim.job.num_sequences // claim.job.num_prompts
-        rows = [made_row(p, g) for g in range(samples) for p in reversed(prompts) if p.prompt != "bad"]
+        bad = {p.prompt_index: p.error or "it is bad" for p in prompts if p.error or p.prompt == "bad"}
+        rows = [made_row(p, g) for g in range(samples) for p in reversed(prompts) if p.prompt_index not in bad]
         errors = [
-            {"prompt_index": p.prompt_index, "sample_index": None, "custom_id": p.custom_id, "error": "it is bad"}
+            {
+                "prompt_index": p.prompt_index,
+                "sample_index": None,
+                "custom_id": p.custom_id,
+                "error": bad[p.prompt_index],
+            }
             for p in prompts
-            if p.prompt == "bad"
+            if p.prompt_index in bad
         ]
         details = {"device": "hand", "drift": {"tokens": 5}}
         assert self.store.commit(claim, write_attempt(paths, shard, rows, errors, details))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from typing import Any
@@ -12,11 +14,13 @@ import pytest
 
 from jobs import Client
 from jobs.errors import Incomplete, ResultsError, UsageError
+from jobs.jsonl import finite
 from jobs.records import Job
 from tests.house import House
 from tests.unit.jobs.test_results import expected_rows
 from tests.web.api.wire import Wire
 from tests.web.conftest import TOKEN, Web
+from webui.api.stream import AT_ONCE
 
 PROMPTS = [f"p{i}" for i in range(8)]
 
@@ -149,6 +153,60 @@ class TestLines:
     def test_what_is_no_cursor(self, web: Web, job: Job, query: str, status: int) -> None:
         answer = web.get(f"/api/v1/jobs/{job.id}/stream{query}", Authorization=f"Bearer {TOKEN}")
         assert (answer.status, "the cursor is none of ours" in answer.text) == (status, True)
+
+    def test_so_many_at_once_and_no_more(self, web: Web, house: House) -> None:
+        """Each goes on for as long as the job; one that is closed makes room."""
+        job = house.submit(prompts=PROMPTS).job
+        house.run_one()
+        connections = [HTTPConnection("127.0.0.1", web.port, timeout=30) for _ in range(AT_ONCE + 1)]
+        path, headers = f"/api/v1/jobs/{job.id}/stream", {"Authorization": f"Bearer {TOKEN}"}
+        *open_ones, last = connections
+        for connection in open_ones:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            assert answer.status == 200 and json.loads(answer.readline())["prompt_index"] == 0
+        last.request("GET", path, headers=headers)
+        refused = last.getresponse()
+        assert (refused.status, refused.getheader("Retry-After")) == (503, "5")
+        assert "Too many streams are under way" in json.loads(refused.read())["error"]["message"]
+        open_ones[0].sock.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + 30
+        while refused.status == 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+            last.request("GET", path, headers=headers)
+            refused = last.getresponse()
+            if refused.status == 503:
+                refused.read()
+        assert json.loads(refused.readline())["prompt_index"] == 0
+        for connection in connections:
+            connection.close()
+
+
+class TestRewards:
+    """Columns beside the shards come in a stream as in `rows`, whoever reads it."""
+
+    def test_every_reader_sees_the_same(self, local: Client, remote: Client, web: Web, house: House) -> None:
+        job = out_of_order(house)
+        local.get(job.id).reward(lambda row: None if row["prompt_index"] == 3 else row["sample_index"], name="mine")
+        rows = list(local.get(job.id).stream())
+        assert names(rows) == IN_ORDER
+        assert [row["reward_mine"] for row in rows] == [None if p == 3 else g for p, g in IN_ORDER]
+        assert list(remote.get(job.id).stream()) == rows
+        assert list(ask(web.port, job.id))[:-1] == [finite(row) for row in rows]
+
+    def test_one_that_only_some_shards_have(self, local: Client, remote: Client, web: Web, house: House) -> None:
+        """The column is in every row from the moment that the job has one, also of the job's own rewards to come."""
+        job = house.submit(prompts=PROMPTS, rewards=["tag_format"]).job
+        house.run_one()
+        local.get(job.id).reward(lambda row: 1.0, name="mine", partial=True)
+        house.finish(job)
+        rows = list(local.get(job.id).stream())
+        assert [(row["reward_tag_format"], row["reward_mine"]) for row in rows] == [(None, 1.0)] * 4 + [
+            (None, None)
+        ] * 12
+        assert list(remote.get(job.id).stream()) == rows
+        assert list(ask(web.port, job.id))[:-1] == [finite(row) for row in rows]
 
 
 def ask(port: int, job: str, query: str = "") -> Iterator[dict[str, Any]]:
