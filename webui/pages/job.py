@@ -75,7 +75,7 @@ def _again(site: Site, job: Job) -> dict[str, Any] | None:
         spec = JobSpec.of_stored(job.spec)
     except ValidationError:
         return None
-    prompts = None if spec.dataset else recipe.few_texts(_first_prompts(site, job))
+    prompts = None if spec.dataset else recipe.few_texts(_first_prompts(site, job)) or None
     return {
         "settings": list(_settings(spec)),
         "command": recipe.as_command(spec, prompts),
@@ -103,8 +103,10 @@ def _first_prompts(site: Site, job: Job) -> list[SnapshotRow]:
 
 
 def _prompts(site: Site, job: Job) -> Iterator[SnapshotRow]:
-    [last] = site.store.shards(job.id, after=job.num_shards - 2, limit=1)
-    return read_all(site.paths(job.id), last.segment + 1)
+    """Those that there are. Of a stream there may be none yet, or what is none: that was never a prompt."""
+    last = site.store.shards(job.id, after=job.num_shards - 2, limit=1)
+    rows = read_all(site.paths(job.id), last[0].segment + 1) if last else iter(())
+    return (row for row in rows if row.error is None)
 
 
 @router.get("/prompts.jsonl")
@@ -112,9 +114,9 @@ def prompts(site: TheSite, job_id: str) -> StreamingResponse:
     """The prompts as they were given, to submit them again."""
     job = site.store.job(job_id)
     rows = _prompts(site, job)
-    first = next(rows)  # what cannot be read is said before anything was sent
+    first = list(islice(rows, 1))  # what cannot be read is said before anything was sent
     headers = {"Content-Disposition": f'attachment; filename="{job.id}-prompts.jsonl"'}
-    return StreamingResponse(map(_as_given, chain([first], rows)), media_type="application/x-ndjson", headers=headers)
+    return StreamingResponse(map(_as_given, chain(first, rows)), media_type="application/x-ndjson", headers=headers)
 
 
 def _as_given(row: SnapshotRow) -> str:

@@ -81,8 +81,9 @@ def sequences(
     job = site.store.job(job_id)
     offered = _offered(job, by)
     shown = _first(site, job) if prompt is None else prompt
-    if shown >= job.num_prompts:
-        raise UsageError(f"job {job.id} has no prompt {shown}: they are counted from 0 to {job.num_prompts - 1}")
+    if shown and shown >= job.num_prompts:
+        there = f"they are counted from 0 to {job.num_prompts - 1}" if job.num_prompts else "none has come"
+        raise UsageError(f"job {job.id} has no prompt {shown}: {there}{'' if job.sealed else ' so far'}")
     view = View(shown, by or next(iter(offered), None), sort, order, number, sample, start)
     values: dict[str, Any] = {
         **head(site, job, "sequences"),
@@ -113,6 +114,8 @@ def _first(site: Site, job: Job) -> int:
 
 def _content(site: Site, job: Job, view: View) -> dict[str, Any]:
     """The prompt with those of its responses that are looked at, or in `missing` why there are none."""
+    if not job.num_prompts:
+        return {"missing": f"No prompt came{'' if job.sealed else ' so far'}.", "waiting": not job.state.ended}
     shard = site.store.shard_of(job.id, view.prompt)
     paths = site.paths(job.id)
     rows = read_prompt(paths.resolve(shard.file), view.prompt) if shard.file else []

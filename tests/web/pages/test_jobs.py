@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.intake import Intake
+from jobs.snapshot import BadPrompt
+from jobs.spec import JobSpec, PromptRow
 from jobs.states import JobState
 from tests.house import House
 from tests.web.pages.conftest import Browser, Element, read
@@ -158,3 +161,39 @@ def test_every_page_is_whole(browser: Browser, path: str) -> None:
     assert all("src" in script.attributes and not script.text for script in page.all("script"))
     for path in [each["src"] for each in page.all("script")] + [each["href"] for each in page.all("link")]:
         assert browser.client.get(path).status_code == 200, path
+
+
+def test_a_job_that_is_fed_says_so_far(browser: Browser, house: House) -> None:
+    """On every page: nobody knows how many there will be, and at first there is none."""
+    intake = Intake(house.store, house.settings)
+    job = intake.open(
+        JobSpec.parse({"model": "tiny-arithmetic", "G": 2, "shard_size": 2}), owner="ann", feeder=None
+    ).job
+    pages = (
+        f"/jobs/{job.id}",
+        "/jobs",
+        *(f"/jobs/{job.id}/{name}" for name in ("sequences", "charts", "shards", "files", "errors")),
+    )
+    for path in pages:
+        browser.see(path)
+    assert browser.client.get(f"/jobs/{job.id}/prompts.jsonl").text == ""
+    assert "No prompt came so far." in browser.see(f"/jobs/{job.id}/sequences").text
+    assert "0 of 0 sequences so far, more may come" in browser.see(f"/jobs/{job.id}").text
+    assert "no prompt 3: none has come so far" in browser.see(f"/jobs/{job.id}/sequences?prompt=3", 400).text
+    assert "seqproc submit prompts.jsonl" in browser.see(f"/jobs/{job.id}").text, "which will be there by then"
+    intake.append(job.id, 0, [PromptRow(prompt=text) for text in ("a", "b", "c", "d")])
+    intake.append(job.id, 4, [BadPrompt("<stdin>:7: no JSON")])
+    house.run_one()
+    for path in pages:
+        page = browser.see(path)
+        assert "%" not in page.text or path.endswith("/charts")
+        for bar in page.all("progress"):
+            assert "value" not in bar.attributes and bar.text == "so far"
+    assert "4 of 10 sequences so far, more may come" in browser.see(f"/jobs/{job.id}").text
+    assert "Prompts × responses5 × 2 so far" in browser.see(f"/jobs/{job.id}").text
+    assert browser.see("/jobs").rows[0][3] == "so far 4 / 10 so far"
+    assert "4 / 10 so far" in read(browser.post("/jobs/cancel", {"job": job.id}, status=200)).text
+    assert browser.client.get(f"/jobs/{job.id}/prompts.jsonl").text.splitlines()[3:] == ['{"prompt": "d"}']
+    intake.seal(job.id, None)
+    assert browser.see("/jobs").rows[0][3] == "40 % 4 / 10"
+    assert "so far" not in browser.see(f"/jobs/{job.id}").text
