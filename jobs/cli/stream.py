@@ -48,6 +48,8 @@ def _print(handle: JobHandle, after: str | None, out: Output) -> None:
         raise typer.Exit(INTERRUPTED) from None
     job = handle.refresh()
     line = f"Job {job.id} {job.state}: {plural(count, 'sequence')} printed"
+    if job.truncated:
+        line += f"; {job.truncated}"
     if job.prompt_errors:
         line += f"; {plural(job.prompt_errors, 'prompt')} could not be done, see: seqproc status {job.id}"
     out.hint(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, select, text, update
 
 from jobs.errors import WrongState
 from jobs.records import Feed, Job, ShardRange
@@ -103,7 +103,9 @@ def _check_open(job: LockedJob) -> None:
 
 
 def _segments(connection: Connection, job_id: str) -> int:
-    last = connection.scalar(select(func.max(shards.c.segment)).where(shards.c.job_id == job_id))
+    """They come in the order of their shards, so that the last one tells, however many there are."""
+    its = select(shards.c.segment).where(shards.c.job_id == job_id)
+    last = connection.scalar(its.order_by(shards.c.index.desc()).limit(1))
     return 0 if last is None else int(last) + 1
 
 

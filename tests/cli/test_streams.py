@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.client import Client
 from jobs.settings import Settings
-from tests.cli.conftest import Run
+from tests.cli.conftest import COLOUR, Run
 from tests.house import House
 
 _SUBMIT = ("submit", "-", "--stream", "-d", "--model", "tiny-arithmetic", "-G", "2", "--seed", "1", "--shard-size", "2")
@@ -91,6 +94,46 @@ def test_a_job_that_is_fed_says_so_far(seqproc: Run, client: Client) -> None:
     shown = seqproc("status", feed.job.id).stdout
     assert "so far" not in shown
     assert "truncated:   its prompts broke off after 0 prompts: the pipe broke" in shown
+
+
+def test_stream_says_that_prompts_are_missing(seqproc: Run, client: Client, house: House) -> None:
+    with client.feed(model="tiny-arithmetic", G=2) as feed:
+        feed.add("a")
+        feed.break_off("the pipe broke")
+    house.finish(feed.job.record)
+    result = seqproc("stream", feed.job.id)
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
+    assert "2 sequences printed; its prompts broke off after 1 prompt: the pipe broke" in result.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, COLOUR])
+def test_watching_a_job_that_is_fed(
+    seqproc: Run, client: Client, house: House, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain lines, or a bar: how much of all is told once that is known."""
+    monkeypatch.setattr("jobs.cli.follow._LINE_EVERY", 0.0)
+    feed = client.feed(model="tiny-arithmetic", G=2, seed=1, shard_size=2)
+
+    def work() -> None:
+        for prompts in ("ab", "cd", "ef"):
+            for prompt in prompts:
+                feed.add(prompt)
+            while not house.store.job(feed.job.id).pending_shards:
+                time.sleep(0.02)
+            house.run_one()
+            time.sleep(1)
+        feed.end()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    result = seqproc("watch", feed.job.id, env=environment)
+    thread.join()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stderr)
+    assert result.exit_code == 0
+    before_the_end = shown.rpartition(" so far")[0]
+    assert "4/4 sequences so far" in shown
+    assert "ETA" not in before_the_end and "%" not in before_the_end
+    assert "succeeded: 12 of 12 sequences" in shown
 
 
 def test_settings_of_the_lease(client: Client) -> None:
