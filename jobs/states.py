@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from jobs.text import plural
+from jobs.text import clean_line, plural
+
+_WHY = 500  # characters of a reason that is told
 
 
 class JobState(StrEnum):
@@ -36,8 +38,11 @@ class ShardState(StrEnum):
 
 
 def broken_off(prompts: int, why: str) -> str:
-    """What a job says that got no more than these prompts, though more were to come."""
-    return f"its prompts broke off after {plural(prompts, 'prompt')}: {why}"
+    """What a job says that got no more than these prompts, though more were to come. One line, whatever `why` holds."""
+    line = clean_line(" ".join(why.split()))
+    return (
+        f"its prompts broke off after {plural(prompts, 'prompt')}: {line if len(line) <= _WHY else line[:_WHY] + '…'}"
+    )
 
 
 _J, _S = JobState, ShardState

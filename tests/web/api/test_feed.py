@@ -67,6 +67,16 @@ def test_what_goes_wrong_in_the_block_truncates(client: Client, house: House) ->
     assert house.store.job(feed.job.id).truncated == "its prompts broke off after 1 prompt: RuntimeError: broke"
 
 
+@pytest.mark.parametrize("why", ["long\n" * 2_000, "half \ud800 a character", "NUL \0 and \x1b[31m red"])
+def test_whatever_the_reason_is_it_can_be_said(client: Client, house: House, why: str) -> None:
+    with pytest.raises(RuntimeError), client.feed(**SPEC) as feed:
+        feed.add("a")
+        raise RuntimeError(why)
+    truncated = house.store.job(feed.job.id).truncated or ""
+    assert truncated.startswith(f"its prompts broke off after 1 prompt: RuntimeError: {why[:4]}")
+    assert len(truncated) < 600 and truncated.isprintable()
+
+
 def test_a_cancel_from_elsewhere(client: Client, house: House) -> None:
     with (
         pytest.raises(WrongState, match=r"takes no more prompts: its .* the job was cancelled"),
