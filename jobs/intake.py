@@ -154,6 +154,10 @@ def check_may_be_fed(spec: JobSpec) -> None:
         problems.append(
             "prompts come from one place: a job that is fed names no file, dataset, source or prompts of its own"
         )
+    if spec.replacement:
+        problems.append(
+            "replacement: draws from a whole set of prompts, which of a stream is known at its end; leave it out"
+        )
     if spec.idempotency_key is not None:
         problems.append(
             "idempotency_key: stands for a whole set of prompts, which of a stream is known at its end; leave it out"

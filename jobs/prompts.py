@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 import rlp_datasets
 from jobs.columns import Columns
+from jobs.draws import Numbered, told_apart, with_replacement
 from jobs.errors import SpecError
 from jobs.openai_batch import OpenAIBatch
 from jobs.snapshot import SnapshotRow
@@ -65,10 +66,9 @@ class PromptSource:
 
     def __iter__(self) -> Iterator[PromptRow]:
         try:
-            for number, data in self._rows:
-                if (row := self._checked(number, data)) is not None:
-                    self._remember(row.custom_id, number)
-                    yield row
+            for number, row in self._chosen():
+                self._remember(row.custom_id, number)
+                yield row
         except rlp_datasets.DatasetError as error:
             self.problems.add(str(error))
         if missing := self._columns.problems():
@@ -98,6 +98,17 @@ class PromptSource:
                     f"{place} custom_id: {row.custom_id!r}{default} stands already at {before}; give each its own"
                 )
         self.problems.raise_any()
+
+    def _chosen(self) -> Iterator[Numbered]:
+        """All that are right, or as many of them as are drawn."""
+        spec = self._spec
+        rows = ((number, row) for number, data in self._rows if (row := self._checked(number, data)) is not None)
+        if not spec.replacement:
+            return rows
+        if spec.dataset is not None:  # of which only what is drawn is read
+            return told_apart(rows)
+        assert spec.num_prompts is not None
+        return told_apart(with_replacement(rows, spec.num_prompts, spec.prompt_seed))
 
     def _source(
         self, spec: JobSpec, prompts: Iterable[Any] | None, stdin: BinaryIO | None
@@ -168,7 +179,7 @@ def checked(data: Any, kind: str) -> PromptRow | list[str]:
 
 
 def _dataset_rows(spec: JobSpec) -> Iterator[tuple[int, dict[str, Any]]]:
-    """All examples in their order, or `num_prompts` of them drawn without replacement by `prompt_seed`."""
+    """All examples in their order, or `num_prompts` of them drawn by `prompt_seed`."""
     assert spec.dataset is not None
     external = rlp_datasets.is_external(spec.dataset)
     examples: Any
@@ -180,13 +191,16 @@ def _dataset_rows(spec: JobSpec) -> Iterator[tuple[int, dict[str, Any]]]:
     except rlp_datasets.DatasetError as error:
         raise SpecError([f"dataset: {error}"]) from None
     size = len(examples)
-    if spec.num_prompts is not None and spec.num_prompts > size:
+    if spec.num_prompts is not None and spec.num_prompts > size and not spec.replacement:
         raise SpecError(
             [f"num_prompts: {spec.dataset} has {size:,} prompts in split {spec.split}, not {spec.num_prompts:,}"]
         )
     chosen: Iterable[int] = range(size)
-    if spec.num_prompts is not None:
-        chosen = random.Random(spec.prompt_seed).sample(range(size), spec.num_prompts)
+    chance = random.Random(spec.prompt_seed)
+    if spec.num_prompts is not None and spec.replacement:
+        chosen = chance.choices(range(size), k=spec.num_prompts) if size else ()
+    elif spec.num_prompts is not None:
+        chosen = chance.sample(range(size), spec.num_prompts)
     for index in chosen:
         example = examples[index]
         yield index, example if external else {"prompt": example.text, "answer": example.answer}

@@ -24,7 +24,7 @@ from jobs.paths import JobPaths
 from jobs.records import Shard, Sidecar
 from jobs.rollouts import rollouts
 from jobs.settings import Settings
-from jobs.sidecars import REWARD, Added, added_of, table_of, values_of, with_added
+from jobs.sidecars import RESAMPLING, REWARD, ROUND, Added, added_of, table_of, values_of, with_added
 from jobs.states import JobState, ShardState
 from jobs.store import Store
 
@@ -229,8 +229,9 @@ def _file(paths: JobPaths, shard: Shard, columns: Iterable[str], beside: Iterabl
 
 
 def added_columns(spec: dict[str, Any], of_sidecars: Iterable[str]) -> list[str]:
-    """The columns that a job's readers see beside those of its files: of its sidecars, and of rewards to come."""
-    return sorted({f"{REWARD}_{name}" for name in spec.get("rewards") or ()}.union(of_sidecars))
+    """The columns that a job's readers see beside those of its files: of its sidecars, and of those to come."""
+    rounds = {f"{RESAMPLING}_{ROUND}"} if spec.get("resample_equal") else set()
+    return sorted({f"{REWARD}_{name}" for name in spec.get("rewards") or ()}.union(rounds, of_sidecars))
 
 
 def by_shard(sidecars: Iterable[Sidecar]) -> dict[int, list[Sidecar]]:

@@ -41,7 +41,8 @@ def choose(job_id: str, files: Iterable[ResultFile], name: str | None) -> str | 
         return wanted
     if name is None:
         return None
-    has = ", ".join(sorted(column.removeprefix(f"{REWARD}_") for column in there)) or "none"
+    names = (column.removeprefix(f"{REWARD}_") for column in there if column.startswith(f"{REWARD}_"))
+    has = ", ".join(sorted(names)) or "none"
     raise UsageError(
         f"job {job_id} has no reward {name} (it has {has}); judge it: seqproc reward {job_id} --reward {name}"
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jobs.results import ResultFile
 
 REWARD = "reward"  # the kind of sidecar that holds rewards
+RESAMPLING, ROUND = "resampling", "round"  # kind and name of the one that says of which round a sequence is
 _KEYS = ("prompt_index", "sample_index")
 
 

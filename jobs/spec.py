@@ -129,6 +129,7 @@ class JobSpec(BaseModel):
     )
     split: str = Field("train", description="split of the dataset")
     num_prompts: int | None = Field(None, ge=1, description="how many prompts to draw from the dataset; default: all")
+    replacement: bool = Field(False, description="draw num_prompts with replacement, of any source; G is then 1")
     prompt_seed: int | None = Field(None, description="seed of that draw; default: the seed")
     source: str | None = Field(
         None, min_length=1, max_length=_MAX_LABEL, description="an ended job whose sequences are to be scored"
@@ -152,6 +153,9 @@ class JobSpec(BaseModel):
     diagnostics: tuple[Diagnostic, ...] = Field((), description="what else to keep of every token; with commas between")
     top_k_alternatives: int = Field(0, ge=0, le=100, description="keep so many most probable tokens at every place")
     rewards: tuple[str, ...] = Field((), max_length=32, description="rewards to judge each response by: math_answer, …")
+    resample_equal: int = Field(
+        0, ge=0, le=100, description="times to sample a prompt anew while its responses' first reward is the same"
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="seed of every draw; default: a fresh one, recorded")
 
     name: str | None = Field(None, max_length=_MAX_LABEL, description="a name for people")
@@ -246,7 +250,7 @@ class JobSpec(BaseModel):
             raise ValueError(f"prompts come from one place, but {' and '.join(given)} are given")
         if self.merge_adapter and self.adapter is None:
             raise ValueError("merge_adapter needs an adapter; name one, or leave merge_adapter out")
-        if self.num_prompts is not None and self.dataset is None and given:
+        if self.num_prompts is not None and self.dataset is None and given and not self.replacement:
             raise ValueError("num_prompts and prompt_seed draw from a dataset; for a file, submit the lines you want")
         registered = self.dataset is not None and not is_external(self.dataset)
         if self.kind == "score" and registered:
@@ -260,6 +264,25 @@ class JobSpec(BaseModel):
                 f"columns are of files and of hf: and disk: datasets; {self.dataset} makes its own prompts"
             )
         return self
+
+    @model_validator(mode="after")
+    def _batches(self) -> Self:
+        if self.replacement and self.num_prompts is None:
+            raise ValueError("replacement needs num_prompts: how many prompts are to be drawn")
+        if self.replacement and self.kind == "score":
+            raise ValueError("replacement draws prompts to sample from; kind score measures each response once")
+        if not self.resample_equal:
+            return self
+        if self.kind == "score" or not self.rewards:
+            raise ValueError("resample_equal needs kind generate and a reward: the first one of rewards decides")
+        if self.G == 1 or self._is_iid or self.temperature == 0 or not self.do_sample:
+            raise ValueError("resample_equal needs responses that can differ: G of 2 or more, and no greedy decoding")
+        return self
+
+    @property
+    def _is_iid(self) -> bool:
+        """Whether one response to each draw is meant, because nothing else was said."""
+        return self.replacement and "G" not in self.model_fields_set
 
     @classmethod
     def parse(cls, data: dict[str, Any], *, remote: bool = False) -> JobSpec:
@@ -291,7 +314,7 @@ class JobSpec(BaseModel):
             fresh = secrets.token_bytes(6) if key is None else hashlib.sha256(key.encode()).digest()[:6]
             seed = int.from_bytes(fresh, "big")
         settled: dict[str, Any] = {"seed": seed}
-        if self.kind == "score":
+        if self.kind == "score" or self._is_iid:
             settled["G"] = 1
         if self.kind != "score" or self.dataset is not None:
             settled["prompt_seed"] = seed if self.prompt_seed is None else self.prompt_seed

@@ -10,12 +10,14 @@ import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from jobs.errors import ResultsError, StoreError
 from jobs.paths import JobPaths
 from jobs.records import Claim, ShardResult
+from jobs.rewards.judge import Judged
 from jobs.settings import Settings
 from jobs.shard_files import write_attempt
 from jobs.snapshot import SnapshotRow, read_rows
@@ -24,6 +26,7 @@ from worker.engine import Engine, ShardRows
 from worker.faults import JobFault, MachineFault, SpecFault, WorkerFault
 from worker.heartbeat import Heartbeat, LeaseLost, ShardStopped
 from worker.metrics import SHARDS, timed
+from worker.resample import run_in_rounds
 from worker.rewards import Rewarder
 from worker.stop import Stop
 from worker.vitals import Vitals
@@ -94,7 +97,11 @@ class Attempt:
         if pinned != identity:
             differs = ", ".join(sorted(k for k in pinned.keys() | identity.keys() if pinned.get(k) != identity.get(k)))
             raise WorkerFault(f"{job.model} here is not what the job began with: other {differs}; bring the same files")
-        made = self.engine.run(job, self._prompts(), heartbeat.step)
+
+        def judge(name: str, file: Path, rows: int) -> Judged | None:
+            return self.rewarder.judge(name, file, rows, lambda: heartbeat.step(0, 0))
+
+        made = run_in_rounds(self.engine, job, self._prompts(), heartbeat.step, judge)
         heartbeat.check()
         self._commit(made, heartbeat)
 
@@ -121,7 +128,7 @@ class Attempt:
         shard = self.claim.shard
         self.vitals.moved()
         result = write_attempt(self.paths, shard, made.rows, made.errors, self.engine.details())
-        result = self._rewarded(result, heartbeat)
+        result = self._rewarded(result, made, heartbeat)
         patience = Retrying(
             retry=retry_if_exception_type(StoreError),
             stop=lambda state: self.stop.is_set() or (state.seconds_since_start or 0) > _COMMIT_PATIENCE,
@@ -139,12 +146,12 @@ class Attempt:
         if not self.store.names_file(self.claim.job.id, shard.index, result.file):
             self._remove(result)
 
-    def _rewarded(self, result: ShardResult, heartbeat: Heartbeat) -> ShardResult:
+    def _rewarded(self, result: ShardResult, made: ShardRows, heartbeat: Heartbeat) -> ShardResult:
         """With the rewards that the job asks for; whatever keeps the shard from going on removes its files."""
         names = self.claim.job.spec.get("rewards") or ()
         try:
             for sidecar in self.rewarder.sidecars(
-                names, self.paths, self.claim.shard, result, lambda: heartbeat.step(0, 0)
+                names, self.paths, self.claim.shard, result, lambda: heartbeat.step(0, 0), made.measured
             ):
                 result = replace(result, sidecars=(*result.sidecars, sidecar))
         except BaseException:

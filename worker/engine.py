@@ -37,10 +37,14 @@ OnStep = Callable[[int, int], None]  # (new tokens, sequences finished since the
 
 @dataclass(slots=True)
 class ShardRows:
-    """What running a shard gave, in any order: rows by column name, and prompts that failed, each with its sentence."""
+    """What running a shard gave, in any order: rows by column name, and prompts that failed, each with its sentence.
+
+    Where something is `measured` of the rows already, by (kind, name) of its sidecar, they stand in the file's order.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[tuple[str, str], list[float | None]] = field(default_factory=dict)
 
     def fail(self, prompt: SnapshotRow, sentence: str) -> None:
         """The prompt is an error, and no sample of it a row: each stands exactly once."""

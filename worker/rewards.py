@@ -7,8 +7,9 @@ all leaves no file, so that `seqproc reward` can still judge what is missing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.paths import JobPaths
@@ -28,21 +29,36 @@ class Rewarder:
     _judges: dict[str, Judges] = field(default_factory=dict)
 
     def sidecars(
-        self, names: Sequence[str], paths: JobPaths, shard: Shard, result: ShardResult, look: Callable[[], object]
+        self,
+        names: Sequence[str],
+        paths: JobPaths,
+        shard: Shard,
+        result: ShardResult,
+        look: Callable[[], object],
+        known: Mapping[tuple[str, str], Sequence[float | None]],
     ) -> Iterator[Sidecar]:
         """Judge the rows of a shard, whose file is written and not committed, by each reward.
 
         Args:
             look: called several times a second; what it raises ends the judging and passes.
+            known: what was measured of the rows before, rewards among it, by (kind, name).
 
         Raises:
             ResultsError: a sidecar cannot be written.
         """
+        file = paths.resolve(result.file)
+
+        def written(kind: str, name: str, values: Sequence[float | None]) -> Sidecar:
+            measured = Measured(paths.job_id, kind, name, shard.index, result.sha256, values)
+            return write_sidecar(paths, file, measured)
+
+        for (kind, name), values in known.items():
+            yield written(kind, name, values)
         for name in names:
-            judged = self._judged(name, paths, result, look)
-            if judged is not None:
-                measured = Measured(paths.job_id, REWARD, name, shard.index, result.sha256, judged.values)
-                yield write_sidecar(paths, paths.resolve(result.file), measured)
+            if (REWARD, name) not in known:
+                judged = self.judge(name, file, result.sequences, look)
+                if judged is not None:
+                    yield written(REWARD, name, judged.values)
 
     def close(self) -> None:
         """End the processes; they start again when they are needed."""
@@ -50,11 +66,12 @@ class Rewarder:
             judges.close()
         self._judges.clear()
 
-    def _judged(self, name: str, paths: JobPaths, result: ShardResult, look: Callable[[], object]) -> Judged | None:
+    def judge(self, name: str, file: Path, rows: int, look: Callable[[], object]) -> Judged | None:
+        """The rewards of all rows of a file, of which there are `rows`; None, and said, if it cannot be run here."""
         try:
             if name not in self._judges:
                 self._judges[name] = Judges(name)
-            judged = self._judges[name].judge(paths.resolve(result.file), result.sequences, look)
+            judged = self._judges[name].judge(file, rows, look)
         except (CannotJudge, UsageError) as error:
             log.warning("no reward %s for this shard: %s", name, error)
             return None
@@ -63,5 +80,5 @@ class Rewarder:
                 self._judges.pop(name).close()
             raise
         for reason, count in judged.reasons.most_common(_REASONS_SHOWN):
-            log.warning("reward %s: %d of %d sequences not judged: %s", name, count, result.sequences, reason)
+            log.warning("reward %s: %d of %d sequences not judged: %s", name, count, rows, reason)
         return judged

@@ -21,7 +21,7 @@ from jobs.source import refuse_prompts
 from jobs.spec import JobSpec
 from rlp_datasets import is_external
 
-_OF_PROMPTS = {"prompts", "file", "columns", "dataset", "split", "num_prompts", "prompt_seed"}
+_OF_PROMPTS = {"prompts", "file", "columns", "dataset", "split", "num_prompts", "replacement", "prompt_seed"}
 
 _PIECE = 8 * 2**20  # bytes of one body of a stream
 
@@ -47,6 +47,9 @@ def upload(
         refuse_prompts(prompts)
     brought = prompts is not None or (spec.source is None and (spec.dataset is None or is_external(spec.dataset)))
     said = spec.model_dump(mode="json", exclude_unset=True, exclude=_OF_PROMPTS if brought else {"prompts", "file"})
+    if brought and spec.replacement:  # drawn here, of the seed that is sent
+        spec = spec.resolve()
+        said |= {"G": spec.G, "seed": spec.seed}
     with TemporaryFile() as body:
         body.write(line(said).encode())
         if not brought:

@@ -21,7 +21,7 @@ from jobs.spec import JobSpec
 Kind = Literal["text", "number", "choice", "lines", "checks"]
 
 MAIN = ("model", "G", "temperature", "max_new_tokens", "seed", "name", "labels")
-OF_DATASET = ("dataset", "split", "num_prompts", "prompt_seed")
+OF_DATASET = ("dataset", "split", "num_prompts", "replacement", "prompt_seed")
 _NOT_TYPED = ("prompts", "file", "idempotency_key")  # what holds the prompts, and what makes two posts one job
 MORE = tuple(name for name in JobSpec.model_fields if name not in (*MAIN, *OF_DATASET, *_NOT_TYPED))
 _LINES = {

@@ -17,6 +17,7 @@ from jobs.text import clean_line
 
 PROMPTS_FILE = "prompts.jsonl"
 _LEFT_OUT = ("prompts", "file", "webhook", "idempotency_key")
+_OF_A_SOURCE = ("columns", "num_prompts", "replacement")  # the file to submit has the job's own prompts
 _SHOWN_PROMPTS = 4
 _SHOWN_CHARACTERS = 300
 
@@ -71,9 +72,11 @@ def _told(spec: JobSpec) -> Iterator[tuple[str, Any]]:
     for name, field in JobSpec.model_fields.items():
         value = getattr(spec, name)
         by_default = not field.is_required() and value == field.get_default(call_default_factory=True)
+        if name == "G" and spec.replacement and spec.dataset is not None:
+            by_default = value == 1
         follows = (
             (name == "prompt_seed" and (value == spec.seed or spec.dataset is None))
-            or (name == "columns" and spec.dataset is None)  # the file to submit has the fields' own names
+            or (name in _OF_A_SOURCE and spec.dataset is None)
             or (name == "G" and spec.kind == "score")
         )
         if name not in _LEFT_OUT and not by_default and not follows:

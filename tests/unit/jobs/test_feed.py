@@ -206,6 +206,7 @@ class TestIntake:
         ("fields", "says"),
         [
             ({"idempotency_key": "k"}, "idempotency_key: stands for a whole set of prompts"),
+            ({"replacement": True, "num_prompts": 2}, "replacement: draws from a whole set of prompts"),
             ({"prompts": ["a"]}, "prompts come from one place"),
             ({"dataset": "arithmetic_r1_template"}, "prompts come from one place"),
             ({"kind": "score", "source": "x"}, "prompts come from one place"),

@@ -72,3 +72,25 @@ def test_responses_to_score_whose_lines_ask_for_one_each(client: Client, tmp_pat
     (tmp_path / "batch.jsonl").write_text(json.dumps(line))
     job = client.submit(model="tiny-arithmetic", kind="score", file=str(tmp_path / "batch.jsonl"))
     assert job.record.num_sequences == 1
+
+
+def test_draws_with_replacement(client: Client, local: Client, house: House, tmp_path: Path, disk: str) -> None:
+    """Of what lies on the caller's side, and of what the server has: as a local submit draws them."""
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"q{i}"}) + "\n" for i in range(5)))
+    draws = {"model": "tiny-arithmetic", "num_prompts": 7, "replacement": True, "seed": 5, "shard_size": 2}
+    sources: tuple[dict[str, Any], ...] = (
+        {"file": str(tmp_path / "p.jsonl")},
+        {"dataset": disk, "columns": MAP},
+        {"dataset": "arithmetic_r1_template"},
+        {"prompts": ["a", "b"]},
+    )
+    for source in sources:
+        assert client.plan(**draws, **source).num_sequences == 7
+        names = []
+        for submitted in (client.submit(**draws, **source), local.submit(**draws, **source)):
+            job = local.get(submitted.id)
+            assert (job.record.num_prompts, job.record.num_sequences) == (7, 7)
+            house.finish(job.record)
+            names.append([(row["custom_id"], row["prompt"]) for row in job.rows()])
+        assert names[0] == names[1]
+        assert len({custom_id for custom_id, _ in names[0]}) == 7

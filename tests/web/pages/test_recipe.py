@@ -27,6 +27,9 @@ SPECS: list[dict[str, Any]] = [
     {"stop_strings": ["-x", "a\tb", "#"], "measurements": ["entropies"], "chat_template_kwargs": {"a": [1, None, "'"]}},
     {"dataset": "arithmetic_r1_template", "split": "test", "num_prompts": 4, "prompt_seed": 9},
     {"dataset": "arithmetic_r1_template"},
+    {"dataset": "arithmetic_r1_template", "num_prompts": 4, "replacement": True},
+    {"dataset": "arithmetic_r1_template", "num_prompts": 4, "replacement": True, "G": 8},
+    {"rewards": ["math_answer"], "resample_equal": 2},
     {"kind": "score"},
     {"webhook": "https://hooks.example/secret", "idempotency_key": "k"},
 ]
