@@ -170,6 +170,13 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         return pq.read_table(path, columns=list(columns))
 
 
+def column_names(path: Path) -> list[str]:
+    """The columns of a shard's file, in their order. Raises ResultsError."""
+    with reading(path):
+        names: list[str] = pq.read_schema(path).names
+        return names
+
+
 def write_table(path: Path, table: pa.Table) -> Written:
     """Writes a table of numbers, durably; its folder exists. Raises ResultsError."""
     with replacing(path) as temporary:

@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from jobs.diagnostics import DIAGNOSTICS
 from jobs.errors import SeqprocError
-from jobs.parquet import SHARD_SCHEMA, read_some
+from jobs.parquet import column_names, read_some
 from jobs.rewards.registry import Reward, named
 
 _MEMORY = 4 * 2**30  # bytes that the process may write to; beyond, its row counts as not judged
@@ -53,12 +54,15 @@ def _reward(parent: Connection) -> Reward:
 
 
 def _judge(parent: Connection, reward: Reward, order: dict[str, Any]) -> None:
-    columns = SHARD_SCHEMA.names if reward.columns is None else list(reward.columns)
+    file = Path(order["file"])
     try:
-        strange = [name for name in columns if name not in SHARD_SCHEMA.names]
+        there = column_names(file)
+        columns = there if reward.columns is None else list(reward.columns)
+        strange = [name for name in columns if name not in there]
         if strange:
-            raise KeyError(f"sequences have no column {strange[0]}; columns are {', '.join(SHARD_SCHEMA.names)}")
-        rows = read_some(Path(order["file"]), columns, order["start"], order["stop"])
+            remedy = f" (a job keeps it with --diagnostics {strange[0]})" if strange[0] in DIAGNOSTICS else ""
+            raise KeyError(f"sequences have no column {strange[0]}{remedy}; columns are {', '.join(there)}")
+        rows = read_some(file, columns, order["start"], order["stop"])
         first = next(rows, None)
     except (SeqprocError, KeyError) as error:
         _tell(parent, problem=str(error.args[0]))

@@ -130,11 +130,30 @@ def test_memory_is_limited_also_bit_by_bit(file: Path) -> None:
     assert judged.values == [None, 1.0, None, 1.0]
 
 
+@pytest.mark.parametrize("columns", [None, ("margins", "top_ids")])
+def test_diagnostics_are_columns_like_others(tmp_path: Path, columns: tuple[str, ...] | None) -> None:
+    rows = [
+        {"prompt_index": i, "sample_index": 0, "margins": [float(i), 1.0], "top_ids": [[i, 3], [4, 5]]}
+        for i in range(3)
+    ]
+    write_rows(tmp_path / "shard.parquet", rows)
+
+    @reward("sure", columns=columns)
+    def sure(row: dict[str, Any]) -> float:
+        return float(sum(row["margins"]) + row["top_ids"][0][0])
+
+    with Judges(sure, processes=1) as judges:
+        assert judges.judge(tmp_path / "shard.parquet", 3).values == [1.0, 3.0, 5.0]
+
+
 def test_a_reward_that_cannot_be_run(file: Path) -> None:
     with pytest.raises(UsageError, match="there is no reward 'nope'; installed are math_answer, "):
         Judges("nope")
     said = "reward a cannot be run: sequences have no column nope; columns are prompt_index"
     with Judges(reward("a", columns=("nope",))(place)) as judges, pytest.raises(CannotJudge, match=said):
+        judges.judge(file, ROWS)
+    said = r"sequences have no column margins \(a job keeps it with --diagnostics margins\); columns are prompt_index"
+    with Judges(reward("a", columns=("margins",))(place)) as judges, pytest.raises(CannotJudge, match=said):
         judges.judge(file, ROWS)
     numbers = (number for number in range(3))
     with pytest.raises(UsageError, match=r"reward b cannot be sent to a process of its own .*generator"):
