@@ -2,6 +2,8 @@
 
 A prompt that failed is a line with an `error` and no response. `logprobs` are the model's own (log p: temperature 1,
 nothing truncated), the token beside each is its piece of the text; a job that did not keep them has null there.
+`top_logprobs` are filled where the job kept alternatives. A job knows their ids and not their texts, so one that was
+not taken is called `token_id:17`, as vLLM's `return_tokens_as_token_ids` does.
 """
 
 from __future__ import annotations
@@ -73,12 +75,26 @@ def _choice(row: dict[str, Any]) -> dict[str, Any]:
 def _tokens(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The response's tokens. One that ends inside of a character, or has no text (end of sequence), is empty here."""
     text, ends = row["response"], row["token_ends"] or [0] * len(row["logprobs"])  # early versions kept no ends
+    tops = _alternatives(row)
     tokens = []
     for start, end, logprob in zip([0, *ends], ends, row["logprobs"], strict=False):  # one end fewer than there are
-        token = text[start:end]
-        least = logprob if logprob is not None and logprob > _LEAST else _LEAST
-        tokens.append({"token": token, "logprob": least, "bytes": list(token.encode()), "top_logprobs": []})
+        token = _token(text[start:end], logprob)
+        top = [token if i is None else _token(f"token_id:{i}", value, known=False) for i, value in next(tops, ())]
+        tokens.append({**token, "top_logprobs": top})
     return tokens
+
+
+def _alternatives(row: dict[str, Any]) -> Iterator[list[tuple[int | None, float]]]:
+    """At each place the (id, log p) of the most probable tokens, if the job kept them; None: the one that was taken."""
+    if row.get("top_ids") is not None:
+        for taken, ids, logprobs in zip(row["response_ids"], row["top_ids"], row["top_logprobs"], strict=True):
+            yield [(None if i == taken else i, logprob) for i, logprob in zip(ids, logprobs, strict=True)]
+
+
+def _token(text: str, logprob: float | None, *, known: bool = True) -> dict[str, Any]:
+    """`known`: `text` is the token's own."""
+    least = logprob if logprob is not None and logprob > _LEAST else _LEAST
+    return {"token": text, "logprob": least, "bytes": list(text.encode()) if known else None}
 
 
 def _usage(rows: list[dict[str, Any]]) -> dict[str, int]:

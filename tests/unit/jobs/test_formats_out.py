@@ -88,6 +88,27 @@ class TestOpenAI:
         assert (content and [token.token for token in content]) == tokens
         assert all(-9999.0 <= token.logprob <= 0 for token in content or ())
 
+    def test_alternatives_by_their_texts_or_ids(self, house: House, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        row = expected_rows()[0] | {
+            "response": "ab",
+            "response_ids": [5, 6],
+            "token_ends": [1, 2],
+            "logprobs": [-0.5, -3.0],
+            "top_ids": [[5, 9], [9, 7]],
+            "top_logprobs": [[-0.5, -1.0], [-0.25, float("-inf")]],
+        }
+        monkeypatch.setattr("jobs.openai_output.read_rows", lambda _: iter([row]))
+        results = house.results(job)
+        [line] = output_lines(results.contents(), results.files()[:1], 0.0)
+        [choice] = ChatCompletion.model_validate(line["response"]["body"], strict=True).choices
+        assert choice.logprobs is not None and choice.logprobs.content is not None
+        found = [[(t.token, t.logprob, t.bytes) for t in token.top_logprobs] for token in choice.logprobs.content]
+        assert found == [
+            [("a", -0.5, [97]), ("token_id:9", -1.0, None)],
+            [("token_id:9", -0.25, None), ("token_id:7", -9999.0, None)],
+        ]
+        assert [token.token for token in choice.logprobs.content] == ["a", "b"]
+
 
 class TestTrl:
     def test_rollouts_of_so_many_prompts(self, house: House, job: Job) -> None:
