@@ -47,7 +47,10 @@ class Seqproc(TyperGroup):
         except SeqprocError as failure:
             error(_sentence(with_flags(failure) if isinstance(failure, SpecError) else failure))
             raise typer.Exit(failure.exit_code) from None
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+        except typer.TyperException as failure:
+            failure.message = failure.message.replace("Value error, ", "", 1)  # pydantic's, of a choice that is none
+            raise
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as failure:
             if os.environ.get(DEBUG):

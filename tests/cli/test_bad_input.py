@@ -144,6 +144,13 @@ def test_a_database_that_cannot_be_reached(seqproc: Run) -> None:
     assert str(Path("file").absolute()) in result.stderr
 
 
+@pytest.mark.parametrize(("command", "choices"), [("fetch -o out", "--format"), ("show", "--by"), ("watch", "--track")])
+def test_a_choice_that_is_none(seqproc: Run, submitted: str, command: str, choices: str) -> None:
+    result = seqproc(*command.split(), submitted, choices, "nope")
+    assert result.exit_code == 2
+    assert f"Error: Invalid value for '{choices}': 'nope' is not one of '" in result.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [
