@@ -1,17 +1,20 @@
-"""Sequences in order of a measurement: which are the longest, the least likely, the most uncertain."""
+"""Sequences in order of a measurement or a reward: which are the longest, the least likely, the best."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.parquet import read_columns
+from jobs.parquet import as_numpy, read_columns
 from jobs.ragged import row_sums
+from jobs.sidecars import values_of
+
+if TYPE_CHECKING:
+    from jobs.results import ResultFile
 
 SCANNED = 200_000  # sequences that are compared, the first of a job: about a second
 _NAMES = ("prompt_index", "sample_index")
@@ -43,13 +46,13 @@ class Ranked:
     """A sequence in its place, and where it stands. Smaller places come first."""
 
     place: Place
-    file: Path
+    file: ResultFile
     position: int  # of its row in the file
 
 
 def rank(
-    files: Iterable[Path],
-    measure: Measure,
+    files: Iterable[ResultFile],
+    by: Measure | str,
     *,
     descending: bool = False,
     prompt_index: int | None = None,
@@ -58,16 +61,17 @@ def rank(
 ) -> tuple[list[Ranked], int]:
     """(The first `limit` sequences `after` a place, how many were compared: no more than SCANNED).
 
-    Equals stand in order of (prompt_index, sample_index); a mean over no tokens comes last. Raises ResultsError.
+    `by` may also be one of the files' added columns, `reward_math_answer`. Equals stand in order of (prompt_index,
+    sample_index); a mean over no tokens, or what was not judged, comes last. Raises ResultsError.
     """
-    paths: list[Path] = []
+    read: list[ResultFile] = []
     columns: list[np.ndarray[Any, Any]] = []
     scanned = 0
-    for path in files:
+    for file in files:
         if scanned >= SCANNED:
             break
-        columns.append(_places(path, measure, len(paths), descending))
-        paths.append(path)
+        columns.append(_places(file, by, len(read), descending))
+        read.append(file)
         scanned += columns[-1].shape[1]
     if not columns:
         return [], 0
@@ -81,20 +85,27 @@ def rank(
     chosen = np.flatnonzero(wanted)
     order = np.lexsort((samples[chosen], prompts[chosen], keys[chosen]))[:limit]
     found = [
-        Ranked((float(keys[i]), int(prompts[i]), int(samples[i])), paths[int(numbers[i])], int(positions[i]))
+        Ranked((float(keys[i]), int(prompts[i]), int(samples[i])), read[int(numbers[i])], int(positions[i]))
         for i in chosen[order]
     ]
     return found, scanned if prompt_index is None else int(np.count_nonzero(prompts == prompt_index))
 
 
-def _places(path: Path, measure: Measure, number: int, descending: bool) -> np.ndarray[Any, Any]:
+def _places(file: ResultFile, by: Measure | str, number: int, descending: bool) -> np.ndarray[Any, Any]:
     """[5, rows]: key, prompt, sample, the file's number, position. Exact in float64 as long as prompts are < 2**53."""
-    table = read_columns(path, [*_NAMES, measure.column])
-    values = _values(table[measure.column].combine_chunks(), measure)
+    measured = [by.column] if isinstance(by, Measure) else []
+    table = read_columns(file.path, [*_NAMES, *measured])
+    values = _values(table[by.column].combine_chunks(), by) if isinstance(by, Measure) else _added(file, by)
     keys = np.where(np.isnan(values), np.inf, -values if descending else values)
     rows = len(table)
     names = [table[name].to_numpy() for name in _NAMES]
     return np.stack([keys, *names, np.full(rows, number), np.arange(rows)], dtype=np.float64, casting="unsafe")
+
+
+def _added(file: ResultFile, column: str) -> np.ndarray[Any, Any]:
+    """The values of an added column; nan where there is none."""
+    added = next(added for added in file.added if added.column == column)
+    return as_numpy(values_of(file, added).fill_null(np.nan))
 
 
 def _values(lists: Any, measure: Measure) -> np.ndarray[Any, Any]:

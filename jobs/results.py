@@ -222,6 +222,13 @@ def of_shard(store: Store, paths: JobPaths, spec: dict[str, Any], shard: Shard) 
     return _file(paths, shard, columns, here)
 
 
+def files_of(store: Store, paths: JobPaths, spec: dict[str, Any], shards: Iterable[Shard]) -> Iterator[ResultFile]:
+    """The files of many done shards, as `of_shard` has those of one; sidecars are looked for once."""
+    sidecars = store.sidecars(paths.job_id)
+    columns, beside = added_columns(spec, (s.column for s in sidecars)), by_shard(sidecars)
+    return (_file(paths, shard, columns, beside.get(shard.index, ())) for shard in shards)
+
+
 def _file(paths: JobPaths, shard: Shard, columns: Iterable[str], beside: Iterable[Sidecar]) -> ResultFile:
     errors = paths.resolve(shard.errors_file) if shard.errors_file else None
     added = added_of(columns, beside, lambda sidecar: paths.resolve(sidecar.file))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.errors import ResultsError, UsageError, WrongState
 from jobs.files import flush, writing
@@ -130,6 +131,20 @@ def with_added(
     columns = [_picked(values_of(file, added), positions) for added in file.added]
     values = zip(*columns, strict=True)
     return (row | dict(zip(names, found, strict=True)) for row, found in zip(rows, values, strict=True))
+
+
+def of_prompt(file: ResultFile, prompt_index: int) -> dict[int, dict[str, float | None]]:
+    """For each sample of one prompt of a shard's file its added columns; none of those that this shard has no file of.
+
+    Raises ResultsError.
+    """
+    found: dict[int, dict[str, float | None]] = {}
+    for added in file.added:
+        if added.path is not None:
+            table = read_columns(added.path, [*_KEYS, added.inside])
+            for row in table.filter(pc.equal(table["prompt_index"], prompt_index)).to_pylist():
+                found.setdefault(row["sample_index"], {})[added.column] = row[added.inside]
+    return found
 
 
 def _picked(values: pa.Array, positions: Sequence[int] | None) -> list[Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse
+from pydantic import StringConstraints
 
 from jobs import paging
 from jobs.errors import NotFinished, ResultsError, UsageError
@@ -21,14 +21,16 @@ from jobs.parquet import pick_rows
 from jobs.paths import JobPaths
 from jobs.ranking import SCANNED, Measure, Ranked, rank
 from jobs.records import Job, Shard
-from jobs.results import of_shard
-from jobs.sidecars import with_added
+from jobs.results import ResultFile, added_columns, files_of, of_shard
+from jobs.rewards.registry import NAME
+from jobs.sidecars import REWARD, with_added
 from jobs.states import ShardState
 from webui.api.shapes import NO_JOB, NOT_NOW, Cursor, Limit, PromptError, Row, RowsPage, TheJob, refusals
 from webui.site import Site, TheSite
 
 router = APIRouter(tags=["results"])
 
+RewardColumn = Annotated[str, StringConstraints(pattern=f"^{REWARD}_{NAME.pattern}$")]
 Part = tuple[Number, Offset]  # (shard, rows or lines of it that were read)
 
 _PAGE_TOKENS = 250_000  # of a page of rows; it is cut short behind the sequence that reaches them
@@ -40,8 +42,9 @@ RANGES = refusals(s400="The range makes no sense.") | {
 SHARD = PathParameter(ge=0, lt=2**31, description="Number of the shard.")
 _ROWS = f"""Committed sequences in order of (prompt_index, sample_index), also while the job runs.
 
-A page is shorter than `limit` where its sequences are long. With `sort` equals stand in that order and a mean over no
-tokens comes last; the first {SCANNED:,} sequences of the job are compared, or with `prompt` those of that prompt."""
+A page is shorter than `limit` where its sequences are long. With `sort`, by a measurement or by `reward_NAME`, equals
+stand in that order, and a mean over no tokens or what was not judged comes last; the first {SCANNED:,} sequences of the
+job are compared, or with `prompt` those of that prompt."""
 
 
 @router.get("/jobs/{job}/rows", responses=NO_JOB, summary="A job's sequences", description=_ROWS)
@@ -49,7 +52,7 @@ def rows(
     site: TheSite,
     job: TheJob,
     prompt: Annotated[int | None, Query(ge=0, lt=2**53, description="Only of this prompt, counted from 0.")] = None,
-    sort: Annotated[Measure | None, Query(description="Order by this instead.")] = None,
+    sort: Annotated[Measure | RewardColumn | None, Query(description="Order by this instead.")] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="Of `sort`.")] = "asc",
     cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=500, description="At most so many.")] = 50,
@@ -146,26 +149,30 @@ def _rows_from(site: Site, job: Job, start: Part, prompt: int | None) -> Iterato
 
 
 def _sorted_rows(
-    site: Site, job: Job, measure: Measure, descending: bool, prompt: int | None, cursor: str | None, limit: int
+    site: Site, job: Job, by: Measure | str, descending: bool, prompt: int | None, cursor: str | None, limit: int
 ) -> RowsPage:
-    if measure is not Measure.LENGTH and measure.column not in job.spec["measurements"]:
-        raise UsageError(f"job {job.id} did not measure {measure.column}; sort by length or by what it measured")
-    paths, shards = site.paths(job.id), {}
-
-    def files() -> Iterator[Path]:
-        for shard in _done_shards(site, job, 0, prompt):
-            shards[path := paths.resolve(shard.file or "")] = shard
-            yield path
+    paths, done = site.paths(job.id), _done_shards(site, job, 0, prompt)
+    files: Iterator[ResultFile]
+    if isinstance(by, Measure):
+        if by is not Measure.LENGTH and by.column not in job.spec["measurements"]:
+            raise UsageError(f"job {job.id} did not measure {by.column}; sort by length or by what it measured")
+        files = (ResultFile.of(shard, paths.resolve(shard.file or ""), None) for shard in done)
+    else:
+        has = added_columns(job.spec, (f"{kind}_{name}" for kind, name in site.store.sidecar_names(job.id)))
+        if by not in has:
+            raise UsageError(f"job {job.id} has no {by}; it has {', '.join(has) or 'no rewards'}")
+        files = files_of(site.store, paths, job.spec, done)
 
     def row(ranked: Ranked) -> Row:
-        file = of_shard(site.store, paths, job.spec, shards[ranked.file])
-        found = next(with_added(file, pick_rows(ranked.file, [ranked.position]), [ranked.position]), None)
+        shard = site.store.shard(job.id, ranked.file.shard or 0)
+        file = of_shard(site.store, paths, job.spec, shard)
+        found = next(with_added(file, pick_rows(file.path, [ranked.position]), [ranked.position]), None)
         if found is None:
-            raise ResultsError(f"{ranked.file} has changed while it was read; ask again")
+            raise ResultsError(f"{file.path} has changed while it was read; ask again")
         return found
 
     after = place_of(cursor, tuple[float, Offset, Number])
-    ranked, scanned = rank(files(), measure, descending=descending, prompt_index=prompt, after=after, limit=limit)
+    ranked, scanned = rank(files, by, descending=descending, prompt_index=prompt, after=after, limit=limit)
     return _cut(((one.place, row(one)) for one in ranked), limit, scanned)
 
 

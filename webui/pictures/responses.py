@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jobs.gold import is_correct
+from jobs.reward_figures import BY_DEFAULT
+from jobs.sidecars import REWARD
 from jobs.text import STEERING, minus, plural
 from jobs.tint import tint_of
 
@@ -47,7 +49,7 @@ class Passage:
 
     sample: int
     heading: list[str]
-    correct: bool | None  # None: there is no gold answer
+    correct: bool | None  # None: there is no gold answer, or the reward that tells right from wrong has not judged it
     tokens: list[Token]
     start: int
     stop: int
@@ -75,7 +77,7 @@ def passage(row: dict[str, Any], by: By | None, start: int, count: int) -> Passa
     return Passage(
         sample=row["sample_index"],
         heading=list(_heading(row, sampling=by is not None and by.startswith("sampling"))),
-        correct=None if row["answer"] is None else is_correct(row["response"], row["answer"]),
+        correct=_correct(row),
         tokens=list(_tokens(row, by, min(start, length), stop)),
         start=start,
         stop=stop,
@@ -96,8 +98,15 @@ def prompt_text(row: dict[str, Any]) -> str:
     return str(text)
 
 
+def _correct(row: dict[str, Any]) -> bool | None:
+    """By `math_answer` where the job has it, else by equal text, as in a report."""
+    if (column := f"{REWARD}_{BY_DEFAULT}") in row:
+        return None if row[column] is None else bool(row[column])
+    return None if row["answer"] is None else is_correct(row["response"], row["answer"])
+
+
 def _heading(row: dict[str, Any], *, sampling: bool) -> Iterator[str]:
-    """`142 tokens`, `stop`, `log-probability −12.345 nats`, `mean entropy 0.213 nats`."""
+    """`142 tokens`, `stop`, `log-probability −12.345 nats`, `mean entropy 0.213 nats`, and by name each reward."""
     tokens, which = len(row["response_ids"]), "sampling " if sampling else ""
     logprobs, entropies = (row[which.replace(" ", "_") + name] for name in ("logprobs", "entropies"))
     yield plural(tokens, "token")
@@ -106,6 +115,10 @@ def _heading(row: dict[str, Any], *, sampling: bool) -> Iterator[str]:
         yield f"{which}log-probability {nats(float(logprobs.sum(dtype=np.float64)))} nats"
     if entropies is not None and tokens:
         yield f"mean {which}entropy {nats(float(entropies.mean(dtype=np.float64)))} nats"
+    for column in row:
+        if column.startswith(f"{REWARD}_"):
+            value = row[column]
+            yield f"{column.removeprefix(f'{REWARD}_')} {'not judged' if value is None else minus(f'{value:.4g}')}"
 
 
 def _tokens(row: dict[str, Any], by: By | None, first: int, stop: int) -> Iterator[Token]:

@@ -14,6 +14,8 @@ from jobs.jsonl import read_jsonl
 from jobs.parquet import read_prompt
 from jobs.paths import JobPaths
 from jobs.records import Job, Shard
+from jobs.results import of_shard
+from jobs.sidecars import of_prompt
 from jobs.states import ShardState
 from jobs.tint import NAMES
 from webui.pages.job import head
@@ -118,7 +120,7 @@ def _content(site: Site, job: Job, view: View) -> dict[str, Any]:
         return {"missing": f"No prompt came{'' if job.sealed else ' so far'}.", "waiting": not job.state.ended}
     shard = site.store.shard_of(job.id, view.prompt)
     paths = site.paths(job.id)
-    rows = read_prompt(paths.resolve(shard.file), view.prompt) if shard.file else []
+    rows = _rows(site, job, shard, view.prompt) if shard.file else []
     if not rows:
         return {"missing": _missing(paths, shard, view.prompt), "waiting": not (shard.file or job.state.ended)}
     column = COLUMNS[view.by] if view.by else None
@@ -141,6 +143,14 @@ def _content(site: Site, job: Job, view: View) -> dict[str, Any]:
         "responses": len(rows),
         "pages": -(-len(rows) // PAGE),
     }
+
+
+def _rows(site: Site, job: Job, shard: Shard, prompt: int) -> list[dict[str, Any]]:
+    """The prompt's rows with the job's rewards."""
+    file = of_shard(site.store, site.paths(job.id), job.spec, shard)
+    none = dict.fromkeys(added.column for added in file.added)
+    judged = of_prompt(file, prompt)
+    return [row | none | judged.get(row["sample_index"], {}) for row in read_prompt(file.path, prompt)]
 
 
 def _missing(paths: JobPaths, shard: Shard, prompt: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import httpx2
@@ -67,6 +68,54 @@ class TestOverHttp:
             for row in seen:
                 assert row["reward_length"] == expected[row["prompt_index"], row["sample_index"]]
         assert len(seen) == 2
+
+    @pytest.mark.parametrize("limit", [1, 3, 500])
+    @pytest.mark.parametrize(("order", "sign"), [("asc", 1), ("desc", -1)])
+    def test_rows_by_a_reward(
+        self, http: httpx2.Client, house: House, local: Client, job: Job, order: str, sign: int, limit: int
+    ) -> None:
+        def uneven(row: dict[str, Any]) -> float | None:
+            place: int = 2 * row["prompt_index"] + row["sample_index"]
+            return None if place in (2, 3) else float(7 * place % 4)
+
+        local.get(job.id).reward(uneven)
+        last = math.inf  # what was not judged
+        keyed = [
+            (last if row["reward_uneven"] is None else sign * row["reward_uneven"], row["prompt_index"], i)
+            for i, row in enumerate(local.get(job.id).rows())
+        ]
+        rows = list(local.get(job.id).rows())
+        query, seen = {"sort": "reward_uneven", "order": order, "limit": str(limit)}, []
+        while True:
+            page = http.get(f"/jobs/{job.id}/rows", params=query).json()
+            assert page["scanned"] == len(rows)
+            seen += page["items"]
+            if page["next"] is None:
+                break
+            query["cursor"] = page["next"]
+        names = ("prompt_index", "sample_index", "response", "reward_uneven")
+        expected = [rows[i] for *_, i in sorted(keyed)]
+        assert [[row[name] for name in names] for row in seen] == [[row[name] for name in names] for row in expected]
+        found = http.get(f"/jobs/{job.id}/rows", params={"sort": "reward_uneven", "prompt": "3"}).json()["items"]
+        assert [row["prompt_index"] for row in found] == [3, 3]
+
+    def test_rows_by_a_reward_that_is_not_there(
+        self, http: httpx2.Client, house: House, local: Client, job: Job
+    ) -> None:
+        def said(sort: str) -> str:
+            answer = http.get(f"/jobs/{job.id}/rows", params={"sort": sort})
+            assert answer.status_code in (400, 422)
+            message: str = answer.json()["error"]["message"]
+            return message
+
+        assert said("reward_length") == f"job {job.id} has no reward_length; it has no rewards"
+        local.get(job.id).reward(length)
+        assert said("reward_lenght") == f"job {job.id} has no reward_lenght; it has reward_length"
+        assert "sort" in said("reward-length")
+        half = house.submit(prompts=["p0", "p1", "p2"], rewards=["tag_format"]).job
+        house.run_one()  # by a worker that has not judged
+        page = http.get(f"/jobs/{half.id}/rows", params={"sort": "reward_tag_format"}).json()
+        assert [row["reward_tag_format"] for row in page["items"]] == [None] * 4
 
     def test_what_is_put_must_fit(self, http: httpx2.Client, house: House, job: Job) -> None:
         shard = house.store.shard(job.id, 0)

@@ -16,6 +16,7 @@ from jobs.paths import JobPaths
 from jobs.records import Job
 from jobs.settings import Settings
 from jobs.shard_files import write_attempt
+from jobs.sidecars import REWARD, Measured, keep_sidecar
 from jobs.snapshot import SnapshotRow, read_rows
 from jobs.spec import JobSpec
 from jobs.store import Store
@@ -76,6 +77,13 @@ class Studio:
                 where = {"prompt_index": prompt.prompt_index, "sample_index": None, "custom_id": prompt.custom_id}
                 errors.append({**where, "error": f"prompt {prompt.prompt} is <b>bad</b>"})
         assert self.store.commit(claim, write_attempt(paths, shard, rows, errors, {}))
+
+    def judge(self, job: Job, name: str, shard: int, values: list[float | None]) -> None:
+        """Keep these values as a reward of a done shard's sequences."""
+        done = self.store.shard(job.id, shard)
+        file = JobPaths(self.settings.results, job.id).resolve(done.file or "")
+        measured = Measured(job.id, REWARD, name, shard, done.sha256 or "", values)
+        keep_sidecar(self.store, self.settings, file, measured)
 
     def finished(self, prompts: list[Any], row: Row, **fields: Any) -> Job:
         job = self.submit(prompts, **fields)

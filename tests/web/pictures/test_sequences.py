@@ -66,6 +66,30 @@ class TestTokens:
         assert page.words("tokens", but="tooltip") == TOKENS * 2
         assert page.words("tooltip")[0] == '"The" · id 100 · position 0'
 
+    def test_rewards_stand_beside_each_response(self, studio: Studio) -> None:
+        def right(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
+            return a_row(prompt, sample, ["<answer>", "4", "</answer>"])
+
+        rows = [{"prompt": f"p{i}", "answer": "4"} for i in range(4)]
+        job = studio.finished(rows, right, rewards=["tag_format"])
+        page = studio.page(f"/jobs/{job.id}/sequences?prompt=1")
+        assert page.text.count("tag_format not judged") == 2 and page.text.count("✓ correct") == 2
+        for shard, values in ((0, [0.0, 1.0, -0.123456, None]), (1, [1.0] * 4)):
+            studio.judge(job, "style", shard, values)
+        page = studio.page(f"/jobs/{job.id}/sequences?prompt=1")
+        assert "style −0.1235 tag_format not judged ✓ correct" in page.text
+        assert "style not judged tag_format" in page.text
+
+    def test_math_answer_tells_right_from_wrong(self, studio: Studio) -> None:
+        def half(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
+            return a_row(prompt, sample, ["<answer>", "1/2", "</answer>"])
+
+        job = studio.finished([{"prompt": "p0", "answer": "0.5"}], half, G=3)
+        assert studio.page(f"/jobs/{job.id}/sequences").text.count("✗ wrong") == 3
+        studio.judge(job, "math_answer", 0, [1.0, 0.0, None])
+        page = studio.page(f"/jobs/{job.id}/sequences")
+        assert (page.text.count("✓ correct"), page.text.count("✗ wrong")) == (1, 1)
+
     def test_what_is_not_finite_and_what_has_no_text(self, studio: Studio) -> None:
         def odd(prompt: SnapshotRow, sample: int) -> dict[str, Any]:
             values = np.array([-0.1, -np.inf, -0.1], np.float32)
