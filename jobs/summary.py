@@ -2,7 +2,8 @@
 
 Nothing of a summary grows with the number of sequences. What it rounds, it rounds by a fixed share:
   · positions and lengths in tokens are exact to 256, and known to 1/128 beyond;
-  · a token's nats are counted in bins of 1/32 (quantiles; means are exact), a sequence's in bins of 1/256.
+  · a token's nats are counted in bins of 1/32, down to 1e-6 nats (quantiles; means are exact), a sequence's in bins of
+    1/256, down to 1e-3.
 Bins are of magnitudes: log-probabilities are ≤ 0, entropies ≥ 0, and which one it was its name tells.
 """
 
@@ -61,7 +62,7 @@ class Bins:
         return np.clip(shifted, 0, self.count - 1, out=shifted)
 
 
-TOKEN_BINS = Bins(bits=5, low=-10, high=6)
+TOKEN_BINS = Bins(bits=5, low=-20, high=6)  # a policy that is sure of itself has tokens of 1e-5 nats
 SEQUENCE_BINS = Bins(bits=8, low=-10, high=24)
 
 

@@ -80,7 +80,7 @@ def test_against_the_rows_one_by_one(finished: tuple[JobHandle, list[dict[str, A
         assert spread is not None
         assert (spread.mean, spread.infinite) == (pytest.approx(values.mean(), rel=1e-6), 0)
         for share, found in {0.25: spread.p25, 0.5: spread.p50, 0.75: spread.p75}.items():
-            width = max(abs(found) / 32, 2**-10)  # of the bin that it lies in
+            width = max(abs(found) / 32, 2**-20)  # of the bin that it lies in
             assert np.mean(values < found - width) <= share <= np.mean(values <= found + width)
 
 

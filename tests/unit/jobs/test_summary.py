@@ -102,6 +102,14 @@ def test_means_are_exact_and_quantiles_within_a_bin(tmp_path: Path, name: str) -
             assert low <= value <= high
 
 
+def test_quantiles_of_a_policy_that_is_sure_of_itself() -> None:
+    values = (10 ** np.random.default_rng(0).normal(-4.5, 0.4, 10_001)).astype(np.float32)  # nats
+    counts = np.bincount(TOKEN_BINS.of(values), minlength=TOKEN_BINS.count)
+    shares = (0.1, 0.25, 0.5, 0.75, 0.9)
+    [found] = quantiles(counts[None], TOKEN_BINS, shares)
+    assert found == pytest.approx(np.quantile(values.astype(np.float64), shares), rel=1 / 32)
+
+
 def test_parts_add_up_to_the_whole(tmp_path: Path) -> None:
     shards = [rows_of(range(i, i + 3), longest=[300, 3, 600][i % 3]) for i in range(0, 18, 3)]
     (tmp_path / "whole").mkdir()
