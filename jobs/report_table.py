@@ -9,6 +9,7 @@ from jobs.report import Report, Spread
 from jobs.text import minus, percent
 
 _Column = tuple[str, Callable[[Report], str | None]]
+EQUAL_TEXT = "equal text"  # the rule of `jobs.gold`
 _NAMED = 4  # jobs in a sentence
 _GAP = 2  # columns of a terminal between two of the table
 
@@ -22,7 +23,7 @@ class Table(NamedTuple):
 
 def table_of(reports: Sequence[Report]) -> Table:
     """The reports in their order; a figure that a job does not have is an empty cell."""
-    columns = [*_BEFORE, *_passes(reports), *_AFTER]
+    columns = [*_BEFORE, *_judged(reports), *_passes(reports), *_AFTER]
     cells = {title: [of(made) for made in reports] for title, of in columns}
     cells = {title: found for title, found in cells.items() if any(cell is not None for cell in found)}
     return Table(list(cells), [[cell or "" for cell in row] for row in zip(*cells.values(), strict=True)])
@@ -71,6 +72,15 @@ def label_of(report: Report) -> str:
 
 def _only(table: Table, columns: Sequence[int]) -> Table:
     return Table([table.header[i] for i in columns], [[row[i] for i in columns] for row in table.rows])
+
+
+def _judged(reports: Sequence[Report]) -> list[_Column]:
+    """By what accuracy or the mean is; that it is equal text is said only beside jobs that go by a reward."""
+    plain = EQUAL_TEXT if any(made.reward for made in reports) else None
+    return [
+        ("BY", lambda made: made.reward or (plain if made.accuracy else None)),
+        ("UNJUDGED", lambda made: f"{made.unjudged:,}" if made.reward and made.unjudged else None),
+    ]
 
 
 def _passes(reports: Sequence[Report]) -> list[_Column]:
@@ -122,8 +132,6 @@ _BEFORE: list[_Column] = [
     ("SEQUENCES", lambda made: f"{made.sequences:,}"),
     ("ACCURACY [95 %]", _accuracy),
     ("REWARD", _reward),
-    ("BY", lambda made: made.reward),
-    ("UNJUDGED", lambda made: f"{made.unjudged:,}" if made.reward and made.unjudged else None),
 ]
 _AFTER: list[_Column] = [
     ("ENTROPY", lambda made: _mean(made.entropy)),

@@ -12,6 +12,7 @@ from jobs.charts.chart import LEFT, RIGHT, Chart, Frame, Ticks, axes, picture, r
 from jobs.charts.series import css_of, ends, legend, series
 from jobs.gold import RULE
 from jobs.report import Report, Spread
+from jobs.report_table import EQUAL_TEXT
 from jobs.text import marked, minus, percent
 
 _LETTER, _LONGEST = 8, 16  # units of a letter; letters of a name in a legend
@@ -82,7 +83,7 @@ def judged_by(reports: Sequence[Report]) -> str:
     """What tells right from wrong in these reports, in words."""
     names = {made.reward for made in reports if made.accuracy is not None}
     if len(names) > 1:
-        return "by what stands under BY in the table, and without it " + RULE
+        return f"by what stands under BY in the table, where {EQUAL_TEXT} is {RULE}"
     return RULE if names == {None} else f"by the reward {', '.join(marked(name) for name in names if name)}"
 
 

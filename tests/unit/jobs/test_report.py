@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +15,7 @@ from jobs.client import Client, JobHandle
 from jobs.errors import NotFinished
 from jobs.gold import is_correct
 from jobs.report import report, table
+from jobs.report_table import table_of
 from jobs.shard_files import write_attempt
 from tests.house import House
 
@@ -122,6 +124,16 @@ def test_a_table_has_a_row_a_job(finished: tuple[JobHandle, list[dict[str, Any]]
         made.pass_at_k[4], made.entropy.mean, made.apart.ess,
     )  # fmt: skip
     assert (first["label_run"], first["finish_eos"]) == ("a", made.finish_reasons["eos"])
+
+
+def test_a_table_says_by_what_each_job_is_judged(finished: tuple[JobHandle, list[dict[str, Any]]]) -> None:
+    plain = report(finished[0])
+    by_reward = replace(plain, reward="math_answer")
+    assert "BY" not in table_of([plain, plain]).header
+    found = table_of([plain, by_reward, replace(plain, accuracy=None)])
+    at = found.header.index("BY")
+    assert [row[at] for row in found.rows] == ["equal text", "math_answer", ""]
+    assert found.header[at - 1] == "ACCURACY [95 %]"
 
 
 def test_without_measurements_answers_or_an_end(house: House) -> None:
