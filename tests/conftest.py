@@ -6,6 +6,7 @@ A server that is not to be had skips its tests on a laptop and fails them where 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -20,6 +21,10 @@ from tests import redis_server as redis_servers
 from tests.clock import Clock
 from tests.house import House
 from tests.redis_server import RedisServer
+
+# A run in the background ignores Ctrl-C, and so would all that tests start and press Ctrl-C for.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
