@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from jobs.settings import Settings
 from jobs.states import JOB_EDGES
@@ -18,14 +14,6 @@ from jobs.webhooks import signature
 from tests.docs.conftest import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SEQPROC_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_shell_blocks_run_as_written(home: Path) -> None:

@@ -18,28 +18,13 @@ from jobs.diagnostics import ALTERNATIVES, DIAGNOSTICS
 from jobs.export import export
 from jobs.parquet import SHARD_SCHEMA
 from jobs.results import JobResults
-from jobs.settings import Settings
 from sequence_processing import ModelError
 from sequence_processing.diagnostics import NAMES
+from tests.unit.worker.conftest import MODEL, QUESTION
 from worker.drain import Drain
 from worker.engine import CoreEngine
 from worker.faults import DeviceLost
 from worker.stop import Stop
-
-MODEL = Path(sequence_processing.__file__).parent / "models" / "tiny-arithmetic"
-QUESTION = "Think in <think> </think>, then answer in <answer> </answer>.\nUser: What is 2 + 3?\nAssistant: <think>"
-
-
-@pytest.fixture(scope="module")
-def engine() -> CoreEngine:
-    """Keeps its model from test to test, as a worker keeps it from job to job."""
-    return CoreEngine()
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(Settings(home=tmp_path / "home")) as made:
-        yield made
 
 
 def run(client: Client, engine: CoreEngine, **spec: Any) -> JobHandle:

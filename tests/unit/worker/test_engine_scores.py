@@ -17,25 +17,11 @@ from peft import LoraConfig, get_peft_model
 import sequence_processing
 from jobs import Client
 from jobs.client import JobHandle
-from jobs.settings import Settings
 from sequence_processing import GenerationConfig, SequenceProcessor, load_model
+from tests.unit.worker.conftest import MODEL, QUESTION
 from worker.drain import Drain
 from worker.engine import CoreEngine
 from worker.stop import Stop
-
-MODEL = Path(sequence_processing.__file__).parent / "models" / "tiny-arithmetic"
-QUESTION = "Think in <think> </think>, then answer in <answer> </answer>.\nUser: What is 2 + 3?\nAssistant: <think>"
-
-
-@pytest.fixture(scope="module")
-def engine() -> CoreEngine:
-    return CoreEngine()
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(Settings(home=tmp_path / "home")) as made:
-        yield made
 
 
 @pytest.fixture
