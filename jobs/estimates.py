@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,19 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not (0 <= correct <= samples and 1 <= k <= samples):
         raise ValueError(f"pass@{k} of {correct} correct among {samples} samples: k must be 1 to {samples}")
     return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def pass_at_every_k(groups: Sequence[tuple[int, int, int]]) -> dict[int, float]:
+    """k → mean of `pass_at_k` over the prompts with at least k samples, for every k that one has.
+
+    `groups`: (samples, correct, how many prompts are so), of at least one prompt each.
+    """
+    means = {}
+    for k in range(1, max((samples for samples, _, _ in groups), default=0) + 1):
+        enough = [group for group in groups if group[0] >= k]
+        found = sum(count * pass_at_k(samples, correct, k) for samples, correct, count in enough)
+        means[k] = found / sum(count for _, _, count in enough)
+    return means
 
 
 def accuracy(correct: np.ndarray[Any, Any], samples: int) -> Interval:

@@ -20,7 +20,7 @@ from jobs.processes import this_process
 from jobs.progress import Running
 from jobs.reaper import Reaper
 from jobs.records import Attempt, Job, Shard, Webhook
-from jobs.results import JobResults, ResultFile, of_shard
+from jobs.results import JobResults, ResultFile, files_of
 from jobs.settings import Settings, current_owner
 from jobs.sidecars import REWARD, Measured, keep_sidecar
 from jobs.snapshot import Item
@@ -112,7 +112,7 @@ class Local:
         if not shards:
             return []
         spec, paths = self.store.job(job_id).spec, JobPaths(self.settings.results, job_id)
-        return [of_shard(self.store, paths, spec, shard) for shard in shards]
+        return files_of(self.store, paths, spec, shards)
 
     def attempts(self, job_id: str) -> list[Attempt]:
         return self.store.attempts(job_id)

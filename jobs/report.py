@@ -16,7 +16,7 @@ import pyarrow as pa
 from jobs.compared import Comparison
 from jobs.drift import Drift, drift_of
 from jobs.errors import JobNotFound, ResultsError
-from jobs.estimates import Interval, accuracy, effective_samples, pass_at_k
+from jobs.estimates import Interval, accuracy, effective_samples, pass_at_every_k
 from jobs.parquet import as_numpy, read_pieces
 from jobs.ragged import row_sums
 from jobs.records import Job
@@ -219,9 +219,8 @@ def _judged(summary: Summary) -> dict[str, Any]:
     if not prompts:
         return by | {"accuracy": None, "pass_at_k": {}}
     samples = summary.judged // prompts  # all of a prompt's responses are in its shard, or none
-    shares = [[pass_at_k(samples, c, k) for c in range(len(summary.correct))] for k in range(1, samples + 1)]
-    means = {k: float(summary.correct @ np.array(share)) / prompts for k, share in enumerate(shares, start=1)}
-    return by | {"accuracy": accuracy(summary.correct, samples), "pass_at_k": means}
+    groups = [(samples, c, int(count)) for c, count in enumerate(summary.correct) if count]
+    return by | {"accuracy": accuracy(summary.correct, samples), "pass_at_k": pass_at_every_k(groups)}
 
 
 def _rewarded(name: str, rewards: Iterable[Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ one row in memory at a time unless a method says otherwise. A job that has not e
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,17 +216,17 @@ def _from_store(store: Store, paths: JobPaths) -> Contents:
 
 def of_shard(store: Store, paths: JobPaths, spec: dict[str, Any], shard: Shard) -> ResultFile:
     """The files of one done shard, with the columns that every shard of its job shows."""
+    [file] = files_of(store, paths, spec, [shard])
+    return file
+
+
+def files_of(store: Store, paths: JobPaths, spec: dict[str, Any], shards: Sequence[Shard]) -> list[ResultFile]:
+    """The files of some of a job's done shards, as `of_shard` has those of one; sidecars are looked for once."""
     names = store.sidecar_names(paths.job_id)
     columns = added_columns(spec, (f"{kind}_{name}" for kind, name in names))
-    here = store.sidecars(paths.job_id, first=shard.index, last=shard.index) if names else []
-    return _file(paths, shard, columns, here)
-
-
-def files_of(store: Store, paths: JobPaths, spec: dict[str, Any], shards: Iterable[Shard]) -> Iterator[ResultFile]:
-    """The files of many done shards, as `of_shard` has those of one; sidecars are looked for once."""
-    sidecars = store.sidecars(paths.job_id)
-    columns, beside = added_columns(spec, (s.column for s in sidecars)), by_shard(sidecars)
-    return (_file(paths, shard, columns, beside.get(shard.index, ())) for shard in shards)
+    indices = [shard.index for shard in shards]
+    beside = by_shard(store.sidecars(paths.job_id, first=min(indices), last=max(indices)) if names and indices else ())
+    return [_file(paths, shard, columns, beside.get(shard.index, ())) for shard in shards]
 
 
 def _file(paths: JobPaths, shard: Shard, columns: Iterable[str], beside: Iterable[Sidecar]) -> ResultFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.errors import UsageError
-from jobs.estimates import Interval, interval, mean_over_prompts, pass_at_k
+from jobs.estimates import Interval, interval, mean_over_prompts, pass_at_every_k
 from jobs.parquet import as_numpy, read_columns
 from jobs.results import ResultFile
 from jobs.sidecars import REWARD, values_of
@@ -67,15 +68,6 @@ def figures(parts: Iterable[tuple[np.ndarray[Any, Any], Floats]]) -> RewardFigur
     mean, error = mean_over_prompts(sums / samples)
     if not np.isin(values, (0.0, 1.0)).all():
         return RewardFigures(len(values), None, {}, mean, error)
-    passes = _pass_at_every_k(samples, sums.astype(np.int64))
+    groups = Counter(zip(samples.tolist(), sums.astype(np.int64).tolist(), strict=True))
+    passes = pass_at_every_k([(*group, count) for group, count in groups.items()])
     return RewardFigures(len(values), interval(mean, error, len(samples)), passes, mean, error)
-
-
-def _pass_at_every_k(samples: np.ndarray[Any, Any], correct: np.ndarray[Any, Any]) -> dict[int, float]:
-    pairs, counts = np.unique(np.stack((samples, correct)), axis=1, return_counts=True)
-    found = {}
-    for k in range(1, int(samples.max()) + 1):
-        enough = [(int(n), int(c), int(count)) for n, c, count in zip(*pairs, counts, strict=True) if n >= k]
-        total = sum(count for *_, count in enough)
-        found[k] = sum(count * pass_at_k(n, c, k) for n, c, count in enough) / total
-    return found

@@ -37,6 +37,8 @@ class _Display(NamedTuple):
     say: Say  # a line above it
 
 
+LocalFlag = Annotated[bool, typer.Option("--local", help="Run a worker here even if others are alive.")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Check everything, store nothing, show the spec.")]
 TrackFlag = Annotated[
     Track | None, typer.Option(help="Send progress and, at the end, the report's figures there, under your login.")
 ]

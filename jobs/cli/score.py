@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.follow import TrackFlag, follow
+from jobs.cli.follow import DryRunFlag, LocalFlag, TrackFlag, follow
 from jobs.cli.output import JobArgument, JsonFlag, Output, QuietFlag
 from jobs.cli.spec_options import SpecCommand, to_fields
 from jobs.cli.submit import announce, check_following, counter, leave, show_plan
@@ -27,9 +27,9 @@ def score(
     ctx: typer.Context,
     job: JobArgument,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the new job.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Run a worker here even if others are alive.")] = False,
+    local: LocalFlag = False,
     track: TrackFlag = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, store nothing, show the spec.")] = False,
+    dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from jobs.cli.feed import feed
-from jobs.cli.follow import TrackFlag, follow
+from jobs.cli.follow import DryRunFlag, LocalFlag, TrackFlag, follow
 from jobs.cli.output import JsonFlag, Output, QuietFlag, hint_unrung, stderr_console
 from jobs.cli.spec_options import to_fields
 from jobs.errors import UsageError
@@ -35,9 +35,9 @@ def submit(
         bool, typer.Option("--stream", help="Take prompts from standard input as they come; workers begin at once.")
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow the job.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Run a worker here even if others are alive.")] = False,
+    local: LocalFlag = False,
     track: TrackFlag = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, store nothing, show the spec.")] = False,
+    dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

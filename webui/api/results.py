@@ -161,7 +161,7 @@ def _sorted_rows(
         has = added_columns(job.spec, (f"{kind}_{name}" for kind, name in site.store.sidecar_names(job.id)))
         if by not in has:
             raise UsageError(f"job {job.id} has no {by}; it has {', '.join(has) or 'no rewards'}")
-        files = files_of(site.store, paths, job.spec, done)
+        files = iter(files_of(site.store, paths, job.spec, list(done)))
 
     def row(ranked: Ranked) -> Row:
         shard = site.store.shard(job.id, ranked.file.shard or 0)
